@@ -1,0 +1,27 @@
+# One virtual environment, made on first use and brought up to date only when what it is made from changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help test world lint
+
+help:
+	@echo "make test    run the tests"
+	@echo "make world   measure SketchWorld's bundled weights"
+	@echo "make lint    look for what ruff objects to"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+world: $(STAMP)
+	$(BIN)/vsp-report sketchworld eval
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

@@ -1,0 +1,49 @@
+"""Recipe: the numbers of a training run, and the record of what came of it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import transformers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    scenes: int = 56_000
+    tower_steps: int = 1_500
+    tower_batch: int = 64
+    tower_rate: float = 1e-3
+    language_steps: int = 2_600
+    language_batch: int = 48
+    language_rate: float = 2e-3
+    sae_scenes: int = 14_000
+    sae_steps: int = 3_000
+    seed: int = 0
+
+
+QUICK = Recipe(scenes=96, tower_steps=3, tower_batch=16, language_steps=3, language_batch=8, sae_scenes=32, sae_steps=4)
+"""Seconds instead of an hour: proves that the recipe runs, and trains nothing worth using."""
+
+
+@dataclass
+class Record:
+    """The training record: what was run, what came out while it ran, and how long it took."""
+
+    recipe: Recipe
+    device: str
+    versions: dict[str, str] = field(default_factory=lambda: {
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "numpy": np.__version__,
+    })  # fmt: skip
+    threads: int = field(default_factory=torch.get_num_threads)
+    seconds: dict[str, float] = field(default_factory=dict)
+    curve: list[dict] = field(default_factory=list)
+
+    def note(self, stage: str, step: int, **figures: float) -> None:
+        row = {"stage": stage, "step": step, **{k: round(float(v), 4) for k, v in figures.items()}}
+        self.curve.append(row)
+        print(" ".join(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
