@@ -1,0 +1,47 @@
+"""Steer: an image, a prompt and some steerings in; what the model says with and without them, out.
+
+    result = steer(vlm, sae, "picture.png", "What is this?", Steering("no 7", (Edit((7,), "set", 0.0),)))
+    result.before.text, result["no 7"].text, result["no 7"].change
+
+Notebook, batch run and live panel all come this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vsp_report.maths.edits import Contrast, Steering
+from vsp_report.model import steering as engine
+from vsp_report.model.sae import Sae
+from vsp_report.model.steering import Said, Steered
+from vsp_report.model.taps import Tap
+from vsp_report.model.vlm import Vlm
+
+__all__ = ["Said", "Steered", "steer"]
+
+
+def steer(
+    vlm: Vlm,
+    sae: Sae,
+    image: Any,
+    prompt: str,
+    steerings: Steering | Sequence[Steering],
+    *,
+    system: str | None = None,
+    contrast: Contrast | None = None,
+    max_new_tokens: int = 64,
+    budget_bytes: int | None = None,
+    tap: Tap | str | None = None,
+) -> Steered:
+    """Ask a model about an image, once as it is and once under each steering. The model is left as it was found.
+
+    `image` is a PIL image or a path. With a `contrast`, each answer comes with its log-odds and their change;
+    with `max_new_tokens=0` as well, nothing is said and only the contrast is scored, which is how many controls
+    are run. `budget_bytes` is what one batch may take; `tap` is the SAE's own unless given.
+    """
+    chosen = (steerings,) if isinstance(steerings, Steering) else tuple(steerings)
+    asked = vlm.prepare(image, prompt, system)
+    return engine.steer(
+        vlm, sae, asked, chosen, contrast=contrast, max_new_tokens=max_new_tokens, budget_bytes=budget_bytes, tap=tap
+    )
