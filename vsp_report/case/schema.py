@@ -1,0 +1,44 @@
+"""Schema: the language as JSON Schema, which editors complete and check from, and cases to start from.
+
+The schema is made from the same declaration that reads case files. What it cannot say: that names inside a case fit
+together (a sweep of a steering that exists), that files are there, that boxes are not empty, that 3.0 is no whole
+number, and that a value is text only if it is written as text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vsp_report import paths
+from vsp_report.case.files import ENDINGS
+from vsp_report.case.kinds import Record, nearest
+from vsp_report.case.language import Case
+from vsp_report.errors import CaseError
+
+
+def case_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a case file."""
+    definitions: dict[str, Any] = {}
+    Record(Case).schema(definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "vsp-report case",
+        **definitions.pop("Case"),
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def templates() -> dict[str, Path]:
+    """The commented cases that `vsp-report new --from` knows, then the bundled ones."""
+    folders = (paths.templates_dir() / "cases", paths.cases_dir())
+    found = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
+    return {file.stem: file for file in reversed(found) if file.suffix in ENDINGS}
+
+
+def starter(template: str = "question") -> str:
+    """The text of a case to start from."""
+    known = templates()
+    if template not in known:
+        raise CaseError("--from", f"there is no template {template!r}", nearest(template, sorted(known)))
+    return known[template].read_text(encoding="utf-8")
