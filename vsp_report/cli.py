@@ -53,6 +53,48 @@ def _said(message: str, code: int) -> int:
     return code
 
 
+# --- cases ---------------------------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    from vsp_report import case
+
+    read = case.read_cases(case.case_files(args.cases or [Path("cases")]))
+    if not read.faults:
+        print(f"{_counted(read.files, 'case')} checked, nothing is wrong")
+        return 0
+    for fault in read.faults:
+        _said(str(fault), fault.exit_code)
+    wrong = read.files - len(read.cases)
+    print(f"{_counted(len(read.faults), 'fault')} in {wrong} of {_counted(read.files, 'case')}", file=sys.stderr)
+    return InputError.exit_code
+
+
+def _new(args: argparse.Namespace) -> int:
+    from vsp_report import case
+
+    file = case.write_starter(args.name, args.template, args.folder)
+    print(f"written: {file}")
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    if args.recording:
+        from vsp_report import recording
+
+        schema = recording.recording_schema()
+    else:
+        from vsp_report import case
+
+        schema = case.case_schema()
+    print(json.dumps(schema, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 # --- sketchworld --------------------------------------------------------------------------------------------
 
 
@@ -187,6 +229,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vsp-report {__version__}")
     rooms = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    check_cases = _command(rooms, "check", "say what is wrong with case files, all of it", _check)
+    check_cases.add_argument(
+        "cases",
+        nargs="*",
+        type=Path,
+        metavar="CASE",
+        help="a file, a folder, or the name of a case (default: the folder cases)",
+    )
+    new = _command(rooms, "new", "write a case to start from, with comments", _new)
+    new.add_argument("name", metavar="NAME", help="its name in the report, and its file's")
+    new.add_argument(
+        "--from",
+        dest="template",
+        default="question",
+        metavar="TEMPLATE",
+        help="question, classification, or a bundled case (default: %(default)s)",
+    )
+    new.add_argument(
+        "--folder", type=Path, default=Path("cases"), metavar="DIR", help="where (default: %(default)s)"
+    )
+    schema = _command(rooms, "schema", "print the JSON Schema of case files, for editors", _schema)
+    schema.add_argument("--recording", action="store_true", help="of recording.json instead")
 
     world = _group(rooms, "sketchworld", "the bundled world, whose models fail for known reasons")
     train = _command(world, "train", "make the models from nothing", _sketchworld_train)

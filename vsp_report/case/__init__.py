@@ -32,7 +32,7 @@ from vsp_report.case.language import (
     Rephrasing,
 )
 from vsp_report.case.pictures import ChartImage, Drawn, Image, ImageFile, Planted, Sampled, SceneImage
-from vsp_report.case.schema import case_schema, starter, templates
+from vsp_report.case.schema import case_schema, templates, write_starter
 from vsp_report.case.steerings import (
     AllLatents,
     ByCluster,
@@ -53,5 +53,5 @@ __all__ = [
     "Expectation", "Heatmap", "Image", "ImageFile", "Latents", "NumberIs", "Outcome", "Plain", "Planted", "Read",
     "Region", "Repeat", "Rephrasing", "Sampled", "SceneImage", "ShareIs", "SteeredOutcome", "Steering", "Sweep",
     "TextIs", "Tolerance", "case_files", "case_schema", "load_case", "load_cases", "make_case", "read_cases",
-    "starter", "templates",
+    "templates", "write_starter",
 ]  # fmt: skip

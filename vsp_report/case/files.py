@@ -102,6 +102,11 @@ def _bundled_cases() -> list[Path]:
         return []
 
 
+def is_id(word: str) -> bool:
+    """Whether a case may have this name: it is a file's on every system, and part of an address."""
+    return bool(_ID.fullmatch(word)) and len(word) <= 80 and not _NO_FILE_NAME.fullmatch(word)
+
+
 def make_case(data: Any, id: str = "", place: str = "case", path: Path | None = None) -> Case:
     """The case that plain data describes, in the words of a case file; `Case.resolved()` read back."""
     faults = Faults(place)
@@ -113,7 +118,7 @@ def make_case(data: Any, id: str = "", place: str = "case", path: Path | None = 
 
 def _read_file(file: Path, faults: Faults) -> Case | None:
     id = file.name.removesuffix(file.suffix)
-    if not _ID.fullmatch(id) or len(id) > 80 or _NO_FILE_NAME.fullmatch(id):
+    if not is_id(id):
         faults.add(1, f"is named {id[:80]!r}", "Use small letters, digits and hyphens: a-case.yaml.")
         return None
     try:

@@ -66,7 +66,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {near[0]}?"
-    return f"Known: {', '.join(known)}." if known else "There is none."
+    more = ", …" if len(known) > 12 else ""
+    return f"Known: {', '.join(known[:12])}{more}." if known else "There is none."
 
 
 # --- single values -----------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class Number(Kind):
 
     @property
     def expects(self) -> str:
-        return f"a number from {self.low:,g} to {self.high:,g}"
+        return f"a number from {self.low:,.10g} to {self.high:,.10g}"
 
     def fits(self, node: Node) -> bool:
         return isinstance(node.value, (int, float)) and not isinstance(node.value, bool)

@@ -169,9 +169,12 @@ class Case:
 
     def _faults_of_names(self) -> Wrong:
         steerings, rephrasings = [s.name for s in self.steer], [r.name for r in self.rephrase]
-        for name in steerings:
-            if name in ARMS:
-                yield ("steer", name), "has a name that reports use for something else", "Choose another."
+        for i, steering in enumerate(self.steer):
+            if steering.name in ARMS:
+                yield ("steer", steering.name), "has a name that reports use for something else", "Choose another."
+            if steering.onto is not None and steering.onto not in steerings[:i]:
+                fault = f"is {steering.onto!r}, which is no steering above it"
+                yield ("steer", steering.name, "onto"), fault, nearest(steering.onto, steerings[:i])
         for i, sweep in enumerate(self.sweep):
             if sweep.of not in steerings:
                 yield ("sweep", i, "of"), f"is {sweep.of!r}, which is no steering", nearest(sweep.of, steerings)

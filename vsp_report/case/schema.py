@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vsp_report import paths
-from vsp_report.case.files import ENDINGS
+from vsp_report.case.files import ENDINGS, is_id
 from vsp_report.case.kinds import Record, nearest
 from vsp_report.case.language import Case
-from vsp_report.errors import CaseError
+from vsp_report.errors import CaseError, InputError
 
 
 def case_schema() -> dict[str, Any]:
@@ -36,9 +36,17 @@ def templates() -> dict[str, Path]:
     return {file.stem: file for file in reversed(found) if file.suffix in ENDINGS}
 
 
-def starter(template: str = "question") -> str:
-    """The text of a case to start from."""
+def write_starter(name: str, template: str = "question", folder: Path = Path("cases")) -> Path:
+    """Write a case to start from; nothing is overwritten."""
     known = templates()
     if template not in known:
-        raise CaseError("--from", f"there is no template {template!r}", nearest(template, sorted(known)))
-    return known[template].read_text(encoding="utf-8")
+        raise InputError("--from", f"there is no template {template!r}", nearest(template, sorted(known)))
+    if not is_id(name):
+        raise CaseError(name, "is no name for a case", "Use small letters, digits and hyphens: my-case.")
+    if taken := [file for ending in ENDINGS if (file := folder / f"{name}{ending}").exists()]:
+        raise CaseError(str(taken[0]), "is there already", "Choose another name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}{ENDINGS[0]}"
+    with open(file, "x", encoding="utf-8") as opened:
+        opened.write(known[template].read_text(encoding="utf-8"))
+    return file

@@ -138,6 +138,9 @@ class Steering:
         Choice(("delta", "reconstruct")), "keep what the SAE does not explain (delta), or not (reconstruct)", "delta"
     )
     cls: bool = asked(Flag(), "class tokens as well, where an edit is not held to a region", False)
+    onto: str | None = asked(
+        SLUG, "an earlier steering that stays in place: its latents are looked for again with that one made", None
+    )
     name: str = ""
 
 

@@ -245,6 +245,8 @@ class Steered:
     edits: tuple[EditMade, ...]
     after: Answered
     mode: Literal["delta", "reconstruct"] = "delta"
+    onto: str | None = None
+    """an earlier steering that was in place"""
     change: float | None = None
     """of the margin, against the clean run"""
     interval: tuple[float, float] | None = None
