@@ -24,7 +24,7 @@ BAD: Any = object()
 
 _UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of characters, which double quotes in YAML can write; line feed and tab may be."""
-_PERCENT = r"[0-9]+(\.[0-9]+)?%"
+_PERCENT = r"(100|[0-9]{1,2}(\.[0-9]+)?)%"
 _FRACTION = r"[0-9]+/[1-9][0-9]*"
 
 
@@ -453,8 +453,7 @@ class Record(Kind):
         return f"a mapping with {', '.join(_asked_fields(self.of))}"
 
     def fits(self, node: Node) -> bool:
-        known = self.marked_by or ()
-        return isinstance(node.value, dict) and (not known or any(key in node.value for key in known))
+        return isinstance(node.value, dict) and (not self.marked_by or any(key in node.value for key in self.marked_by))
 
     def read(self, node: Node, path: str, faults: Faults) -> Any:
         if not isinstance(node.value, dict):
