@@ -43,7 +43,7 @@ ROOMS: dict[str, Licence] = {
     "errors.py": _may(),
     "paths.py": _may(ours="errors"),
     # Rooms are imported inside the commands; `test_cli_opens_rooms_late` says when.
-    "cli.py": _may(ours="audit case errors model paths recording render run sketchworld study"),
+    "cli.py": _may(ours="audit case errors hosting model paths recording render run sketchworld study"),
     "case/*": _may("yaml", ours="errors paths"),
     "recording/*": _may("numpy", ours="case errors paths"),
     "atlas.py": _may("numpy", ours="case errors paths recording"),
@@ -52,7 +52,10 @@ ROOMS: dict[str, Licence] = {
         "PIL huggingface_hub numpy safetensors tokenizers torch transformers", ours="case errors maths paths"
     ),
     "study/*": _may("numpy", ours="atlas case errors maths model paths recording"),
-    "run/*": _may("dask distributed nbclient nbformat papermill", ours="atlas case errors paths recording"),
+    "run/*": _may(
+        "dask distributed jupyter_client nbclient nbformat papermill", ours="atlas case errors paths recording"
+    ),
+    "hosting.py": _may(ours="errors paths"),
     "audit/*": _may(ours="atlas case errors paths recording"),
     "render/*": _may("PIL altair jinja2 numpy", ours="atlas audit case errors paths recording"),
     "live/panel.py": _may("anywidget numpy traitlets", ours="atlas case errors paths recording render study"),
