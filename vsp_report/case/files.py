@@ -153,10 +153,9 @@ def _check_image(case: Case, faults: Faults) -> None:
     file, line = case.image_path, case.line_of("image")
     if file is None:
         return
-    inside = file.parent.resolve() if file.parent == case.path.parent else case.path.parent.resolve()
     try:
         target = file.resolve()
-        if not target.is_relative_to(inside):
+        if not target.is_relative_to(case.path.parent.resolve()):
             faults.add(line, f"image {case.image.file!r} leads out of the case's folder", "Put the picture there.")
         elif not target.exists():
             if "image" not in case.needs:

@@ -51,7 +51,7 @@ RECORDING, ARRAYS, MANIFEST, NOTEBOOK, IMAGES = (
 MAX_JSON_BYTES = 64 * 2**20
 MAX_ARRAY_BYTES = 2 * 2**30
 STALE_SECONDS = 24 * 3600
-"""Where there are no locks, a sibling this old is a killed writer's."""
+"""Where a lock says nothing, a sibling this old is a killed writer's."""
 _FILE = re.compile(r"images/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(png|jpg|jpeg|webp|svg|gif)|notebook\.ipynb|case\.yaml")
 _LEFTOVER = re.compile(r"\.(?P<name>[^/]+)\.[0-9a-f]{32}\.(?P<state>partial|old)")
 
@@ -88,8 +88,7 @@ def restate(folder: str | Path, case: Case) -> Path:
 def _contents(recording: Recording, files: Mapping[str, bytes | Path]) -> dict[str, bytes]:
     if recording.schema != SCHEMA:
         raise InputError("recording.schema", f"is {recording.schema}", f"Write {SCHEMA}.")
-    if (recording.status == "ok") == (recording.stop is not None):
-        raise InputError("recording.stop", f"does not fit status {recording.status}", "Only 'ok' goes without a stop.")
+    recording.check("recording")
     for name in files:
         if not _FILE.fullmatch(name):
             raise InputError(name, "is no file of a recording", "Write images/NAME.png, notebook.ipynb or case.yaml.")
@@ -142,14 +141,16 @@ def _sync(folder: Path) -> None:
 @contextlib.contextmanager
 def _sibling(folder: Path) -> Iterator[Path]:
     """A locked, hidden, empty folder beside this one; gone afterwards unless it was renamed."""
-    while True:
+    for attempt in range(20):
         partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
         partial.mkdir()
         lock = _locked(partial)
-        # A sweep may have come between the two: then another.
-        if partial.is_dir():
+        # A sweep may come between the two: then another. Some shared disks know no locks: then without, at last.
+        if partial.is_dir() and (lock is not None or fcntl is None or attempt > 10):
             break
         _unlock(lock)
+    else:
+        raise VspError(str(folder.parent), "what is written there is deleted at once", "See who else cleans it up.")
     try:
         yield partial
     finally:
@@ -208,7 +209,7 @@ def sweep(parent: str | Path) -> list[Path]:
             continue
         lock = _locked(entry)
         with contextlib.suppress(FileNotFoundError):
-            if lock is None and not (fcntl is None and time.time() - entry.stat().st_mtime > STALE_SECONDS):
+            if lock is None and time.time() - entry.stat().st_mtime < STALE_SECONDS:
                 continue
             final = entry.with_name(match["name"])
             if match["state"] == "old" and not final.exists():
@@ -240,6 +241,7 @@ def load_recording(folder: str | Path, *, arrays: bool = True, verify: bool = Tr
     if version != SCHEMA:
         raise InputError(str(place), f"has schema {version!r}; this is {SCHEMA}", REMEDY)
     recording = from_plain(Recording, data, str(place))
+    recording.check(str(place))
     if arrays and ARRAYS in manifest:
         recording = replace(recording, arrays=_read_arrays(folder / ARRAYS, recording))
     return recording
@@ -327,7 +329,7 @@ def _read_arrays(path: Path, recording: Recording) -> Arrays:
 def _shape(name: str, recording: Recording) -> tuple[int, ...] | None:
     """What the rest of the recording says of an array's shape; None where it says nothing."""
     patches = recording.grid.patches if recording.grid else None
-    if name in ("heatmap_TL", "plain_TL"):
+    if name == "heatmap_TL":
         return (len(recording.heatmap.rows), len(recording.heatmap.columns)) if recording.heatmap else None
-    first = {"attention_TP": len(recording.tokens), "maps_LP": len(recording.latents), "boxes_P4": patches}[name]
+    first = {"maps_LP": len(recording.latents), "boxes_P4": patches}.get(name, len(recording.tokens))
     return None if patches is None else (first, 4 if name == "boxes_P4" else patches)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vsp_report.case import Case, make_case
+from vsp_report.errors import InputError
 
 SCHEMA = 1
 """Goes up when a reader of the older form would misread the newer one."""
@@ -21,6 +22,8 @@ SCHEMA = 1
 Status = Literal["ok", "error", "not-run"]
 TokenKind = Literal["template", "system", "image", "prompt", "answer"]
 Mode = Literal["limited-alignment", "misleading-cue", "hidden-cue", "cue-missing", "none", "undetermined"]
+Row = Literal["predicting", "own"]
+"""Whose attention a token has: that of the position which said it, or that of its own position, where it is read."""
 ControlKind = Literal["latents", "directions", "untrained"]
 
 
@@ -147,8 +150,7 @@ class Clustering:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """The token-latent heatmap. `Arrays.heatmap_TL` has its values, attention-weighted, not normalised; and
-    `Arrays.plain_TL` the same without attention."""
+    """The token-latent heatmap. `Arrays.heatmap_TL` has its values, weighted by attention and not normalised."""
 
     rows: tuple[int, ...]
     """positions in `Recording.tokens`"""
@@ -159,6 +161,8 @@ class Heatmap:
     """what the case asks for"""
     clusterings: tuple[Clustering, ...]
     """the first is what the case asks for"""
+    row: Row = "predicting"
+    """whose attention weighs"""
 
 
 @dataclass(frozen=True)
@@ -186,10 +190,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer of the model, and the contrast measured there."""
+    """One answer of the model, and the contrast measured there. A classification answers with its likeliest class."""
 
     text: str
     tokens: tuple[Token, ...] = ()
+    ended: bool = True
+    """the model ended it; else it was cut at the length allowed"""
     margin: float | None = None
     """log-odds of the right answer against the wrong one"""
     p_right: float | None = None
@@ -249,6 +255,8 @@ class Steered:
     """an earlier steering that was in place"""
     change: float | None = None
     """of the margin, against the clean run"""
+    beyond_reconstruction: float | None = None
+    """the same against "reconstructed, nothing edited": without the SAE's own error"""
     interval: tuple[float, float] | None = None
     """of the change, 95 %"""
     p: float | None = None
@@ -347,16 +355,20 @@ class Repeated:
 class Arrays:
     """The large part, in arrays.npz. An array that was not made is None."""
 
-    attention_TP: np.ndarray | None = None
-    """float16: how much each token, being read, attends to each patch; mean over layers and heads"""
+    predicting_TP: np.ndarray | None = None
+    """float16: how much the position that said each token attended to each patch, mean over layers and heads; NaN
+    where a token has no such row"""
+    own_TP: np.ndarray | None = None
+    """float16: the same of the position at which the token is read"""
     boxes_P4: np.ndarray | None = None
     """float32: x0, y0, x1, y1 of every patch in pixels of the original image; NaN for what has no place"""
     maps_LP: np.ndarray | None = None
     """float16: activation of every displayed latent on every patch"""
     heatmap_TL: np.ndarray | None = None
-    """float32: rows and columns of `Heatmap`; activation weighted by attention"""
-    plain_TL: np.ndarray | None = None
-    """float32: the same without attention"""
+    """float32: rows and columns of `Heatmap`, Σ_p attention(token, p) · activation(p); NaN where a token has no row"""
+
+    def attention(self, row: Row = "predicting") -> np.ndarray | None:
+        return self.predicting_TP if row == "predicting" else self.own_TP
 
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         named = ((f.name, getattr(self, f.name)) for f in fields(self))
@@ -409,6 +421,21 @@ class Recording:
     repeats: tuple[Repeated, ...] = ()
     arrays: Arrays = field(default_factory=Arrays)
     """kept in arrays.npz beside the JSON"""
+
+    def check(self, place: str) -> None:
+        """Refuse parts that do not fit together."""
+        if (self.status == "ok") == (self.stop is not None):
+            raise InputError(place, f"status {self.status} does not go with its stop", "Only 'ok' goes without one.")
+        if self.heatmap is None:
+            return
+        rows, columns = self.heatmap.rows, self.heatmap.columns
+        for name, places, known in (("rows", rows, self.tokens), ("columns", columns, self.latents)):
+            if any(not 0 <= at < len(known) for at in places):
+                raise InputError(place, f"heatmap.{name} leads beyond what it counts", "Number from 0.")
+        for i, one in enumerate(self.heatmap.clusterings):
+            if sorted(one.order) != list(range(len(columns))) or len(one.clusters) != len(columns):
+                fault = f"heatmap.clusterings[{i}] does not order its {len(columns)} columns"
+                raise InputError(place, fault, "Give each column one place and one cluster.")
 
     def asked(self) -> Case:
         """The case as a value."""
