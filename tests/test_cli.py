@@ -31,6 +31,15 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(autouse=True)
+def no_bars_of_others():
+    """A command's own process asks libraries for quiet before they are imported; here they may have been."""
+    logging = pytest.importorskip("transformers").utils.logging
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch):
     """Put a room of one's own in place of a module of sketchworld: `room("evaluate", evaluate=…)`."""
@@ -120,6 +129,17 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["sketchworld", "eval", "--weights", "nowhere"], "nowhere: no weights are here"),
         (["sketchworld", "eval", "--we", "nowhere"], "--we"),
         (["sae", "convert", "one"], "DST"),
+        (["sae", "check", "x", "--images", "sketchworld"], "--images: is for measuring, which needs a model"),
+        (["sae", "check", "x", "--json", "f.json"], "--json: is for measuring"),
+        (["sae", "check", "x", "--model", "m"], "--images: is not given"),
+        (["sae", "check", "sketchworld/vision.3", "--n", "0"], "'0' is not a whole number"),
+        (["sae", "check", "sketchworld/vision.3", "--json", "no/f.json"], "its folder does not exist"),
+        (["doctor", "--json", "no/f.json"], "its folder does not exist"),
+        (["doctor", "--right", "yes"], "--right, --wrong: only one of them is given"),
+        (["doctor", "--model", "nowhere"], "nowhere: is neither a bundled model"),
+        (["doctor", "--sae", "nowhere"], "nowhere"),
+        (["doctor", "--image", "nowhere.png"], "nowhere.png: there is no such file"),
+        (["doctor", "--tap", "vision.77"], "vision.77"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -290,6 +310,53 @@ def test_check_says_what_an_autoencoder_is(sae, capsys) -> None:
     assert facts["size"] == "4 wide, 4 latents"
 
 
+def test_check_measures_a_bundled_one_on_scenes(tmp_path, capsys) -> None:
+    file = tmp_path / "fit.json"
+    assert cli.main(["sae", "check", "sketchworld/vision.3", "--n", "3", "--json", str(file)]) == 0
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    assert ["this", "untrained"] in lines and "fits vision.3" in out and "3 pictures, 432 rows at vision.3" in out
+    assert "\r" not in err  # no bar where nobody watches
+    figures = json.loads(file.read_text())
+    assert figures["images"] == 3 and figures["findings"] == [] and figures["facts"]["tap"] == "vision.3"
+    assert figures["sae"]["explained_variance"] > figures["untrained"]["explained_variance"]
+
+
+def test_check_of_one_that_does_not_fit_is_1(tmp_path, capsys) -> None:
+    from PIL import Image
+
+    for k in range(3):
+        Image.new("RGB", (50, 40), (80 * k, 10, 200)).save(tmp_path / f"{k}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    words = ["--model", "sketchworld", "--images", str(tmp_path), "--n", "2", "--tap", "vision.1"]
+    assert cli.main(["sae", "check", "sketchworld/vision.3", *words]) == 1
+    out, _ = capsys.readouterr()
+    assert "2 pictures, 288 rows at vision.1" in out and "vision.1" in out.splitlines()[-1]
+
+
+def test_check_of_another_width_says_which_taps_have_it(capsys) -> None:
+    assert cli.main(["sae", "check", "sketchworld/text.2", "--n", "1", "--tap", "vision.3"]) == 2
+    err = capsys.readouterr().err
+    assert "does not fit" in err and "Of its width are text.0 to text.3" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "is no folder"), ("empty", "holds no picture")])
+def test_check_needs_pictures(name, said, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ["--model", "sketchworld", "--images", str(tmp_path / name)]
+    assert cli.main(["sae", "check", "sketchworld/vision.3", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_bar_is_for_terminals(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with cli._Bar(4, "pictures") as bar:
+        bar.at(2)
+        bar.at()
+    err = capsys.readouterr().err
+    assert "2 of 4 pictures" in err and "3 of 4 pictures" in err and err.endswith("\r\033[K")
+
+
 def test_check_refuses_what_is_not_there(tmp_path, capsys) -> None:
     assert cli.main(["sae", "check", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -302,6 +369,33 @@ def test_convert_writes_the_same_autoencoder_again_and_overwrites_nothing(sae, t
     assert before == {file.name: file.read_bytes() for file in sae.iterdir()}
     assert cli.main(["sae", "convert", str(sae), str(copy)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+def test_doctor_finds_the_bundled_model_well(tmp_path, capsys) -> None:
+    file = tmp_path / "doctor.json"
+    words = ["--right", "red", "--wrong", "blue", "--json", str(file)]
+    assert cli.main(["doctor", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "7 passed"
+    found = json.loads(file.read_text())
+    assert found["passed"] and found["tap"] == "vision.3" and len(found["checks"]) == 7
+
+
+def test_doctor_returns_1_when_a_check_fails(tmp_path, capsys) -> None:
+    """An untrained SAE on a picture of one's own: the failure is told with its remedy, and the rest still passes."""
+    from PIL import Image
+
+    from vsp_report.model.checkpoints import save_sae
+    from vsp_report.model.sae import Sae
+
+    folder = save_sae(Sae.untrained(0, 112, 256, k=8).replace(tap="vision.3", name="random"), tmp_path / "random")
+    Image.effect_noise((60, 40), 90).save(tmp_path / "noise.png")
+    words = ["--sae", str(folder), "--image", str(tmp_path / "noise.png"), "--prompt", "Describe the image."]
+    assert cli.main(["doctor", *words]) == 1
+    out = capsys.readouterr().out
+    assert "failed   SAE fits the tap" in out and "remedy: " in out and out.splitlines()[-1] == "6 passed, 1 failed"
 
 
 # --- paths --------------------------------------------------------------------------------------------------

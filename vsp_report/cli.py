@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,6 +25,10 @@ from vsp_report.errors import InputError, ModelError, VspError
 
 NOT_MET, COULD_NOT_RUN, INTERRUPTED = 1, 3, 130
 DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+UNSEEN = 1_500_000_000
+"""The first seed of scenes to measure on: neither training nor the evaluation draws from there on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,9 +116,7 @@ def _sketchworld_eval(args: argparse.Namespace) -> int:
     weights = args.weights or paths.weights_dir()
     if not weights.is_dir():
         raise ModelError(weights, "no weights are here", "`vsp-report sketchworld train` makes them.")
-    # What cannot be written is said before the long part.
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise InputError(args.json, "its folder does not exist", "Make it first.")
+    _check_writable(args.json)
     card = _Card.read(weights / "README.md") if args.card else None
     from vsp_report.sketchworld import evaluate
 
@@ -180,6 +184,14 @@ def _sketchworld_rules(args: argparse.Namespace) -> int:
 
 
 def _sae_check(args: argparse.Namespace) -> int:
+    model = args.model or ("sketchworld" if paths.bundled(args.path) else None)
+    for given, option in ((args.images, "--images"), (args.n, "--n"), (args.tap, "--tap"), (args.json, "--json")):
+        if given is not None and model is None:
+            raise InputError(option, "is for measuring, which needs a model", "Give --model.")
+    if model is not None and args.images is None and model != "sketchworld":
+        raise InputError("--images", "is not given", "Name a folder of pictures, such as the model was made for.")
+    _check_writable(args.json)
+    _quiet()
     from vsp_report.model import checkpoints
 
     sae = checkpoints.load_sae(_bundled_or_path(args.path))
@@ -192,9 +204,43 @@ def _sae_check(args: argparse.Namespace) -> int:
         "normalisation": sae.normalise,
         "directions": f"{float(lengths.min()):.3g} to {float(lengths.max()):.3g} long",
     }
+    _print_facts(facts)
+    if model is None:
+        _print_facts({"fit": "not measured; --model and --images measure it"})
+        return 0
+    pictures = _pictures(args.images or "sketchworld", 64 if args.n is None else args.n)
+    from vsp_report.model.fit import measure_fit, table
+    from vsp_report.model.vlm import load_vlm
+
+    vlm = load_vlm(model, device=args.device, dtype=args.dtype)
+    with _Bar(len(pictures), "pictures") as bar:
+        found = measure_fit(vlm, sae, (make() for make in pictures), tap=args.tap, on_image=bar.at)
+    _print_facts({"measured": f"{found.images} pictures, {found.rows} rows at {found.tap} of {vlm.name}"})
+    print(f"\n{table(found)}")
+    if args.json is not None:
+        _write_json(args.json, {"facts": facts, "model": vlm.name, **found.to_dict()})
+    return NOT_MET if found.findings else 0
+
+
+def _print_facts(facts: dict[str, str]) -> None:
     for name, fact in facts.items():
         print(f"{name:<22}{fact}")
-    return 0
+
+
+def _pictures(source: str, n: int) -> list[Callable[[], Any]]:
+    """What makes each picture, when it is its turn: `n` scenes of the bundled world, or of a folder's pictures."""
+    if source == "sketchworld":
+        from vsp_report.sketchworld import rules
+
+        return [partial(lambda seed: rules.sample_scene(seed).draw(384), UNSEEN + k) for k in range(n)]
+    folder = Path(source)
+    if not folder.is_dir():
+        raise InputError(source, "is no folder", "Name a folder of pictures, or sketchworld.")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and file.name[0] != ".")
+    if not files:
+        raise InputError(source, "holds no picture", f"Put some there ({', '.join(PICTURES)}).")
+    n = min(n, len(files))
+    return [partial(Path, files[k * len(files) // n]) for k in range(n)]
 
 
 def _sae_convert(args: argparse.Namespace) -> int:
@@ -209,6 +255,39 @@ def _sae_convert(args: argparse.Namespace) -> int:
 
 def _bundled_or_path(name: str) -> Path | str:
     return paths.bundled(name) or name
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    if (args.right is None) != (args.wrong is None):
+        raise InputError("--right, --wrong", "only one of them is given", "A contrast needs both.")
+    _check_writable(args.json)
+    _quiet()
+    from vsp_report.model import checkpoints
+    from vsp_report.model.vlm import load_vlm
+    from vsp_report.study import doctor
+
+    if args.image is None:
+        # Also for a model that has never seen such a scene: what is checked does not depend on its answer.
+        from vsp_report.sketchworld import rules
+
+        scene = rules.sample_scene(UNSEEN, "objects")
+        image, question = scene.draw(384), args.prompt or rules.questions(scene, UNSEEN)[1].text
+    else:
+        image, question = args.image, args.prompt or "What is this?"
+    vlm = load_vlm(args.model, device=args.device, dtype=args.dtype)
+    sae = checkpoints.load_sae(_bundled_or_path(args.sae))
+    contrast = None if args.right is None else doctor.Contrast(args.right, args.wrong)
+    with _Bar(len(doctor.CHECKS), "checks") as bar:
+        found = doctor.examine(
+            vlm, sae, image, question, tap=args.tap, contrast=contrast, on_check=lambda check: bar.at()
+        )
+    print(doctor.table(found, shutil.get_terminal_size((100, 24)).columns))
+    if args.json is not None:
+        _write_json(args.json, found.to_dict())
+    return NOT_MET if found.failed else 0
 
 
 # --- what is typed and what is written ----------------------------------------------------------------------
@@ -312,10 +391,36 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "path", metavar="PATH", help="a folder, a file, or a bundled name such as sketchworld/vision.3"
     )
+    check.add_argument("--model", metavar="M", help="measure it on this model (a bundled SAE: on its own)")
+    check.add_argument(
+        "--images", metavar="DIR", help="on the pictures of this folder, or on scenes of sketchworld"
+    )
+    check.add_argument("--n", type=_positive, metavar="N", help="how many pictures (default: 64)")
+    check.add_argument("--tap", metavar="TAP", help="where, such as vision.18 (default: what the file says)")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    _add_machine(check)
     convert = _command(sae, "convert", "write one again in the format of this package", _sae_convert)
     convert.add_argument("source", metavar="SRC", help="a folder, a file, or a bundled name")
     convert.add_argument("destination", type=Path, metavar="DST", help="a folder that is not there yet")
+
+    doctor = _command(rooms, "doctor", "prove that a model, an SAE and this machine fit together", _doctor)
+    doctor.add_argument("--model", default="sketchworld", metavar="M", help="(default: %(default)s)")
+    doctor.add_argument("--sae", default="sketchworld/vision.3", metavar="S", help="(default: %(default)s)")
+    doctor.add_argument("--image", metavar="FILE", help="a picture (default: a scene of sketchworld)")
+    doctor.add_argument("--prompt", metavar="P", help="a short question about it")
+    doctor.add_argument("--tap", metavar="TAP", help="where, such as vision.18 (default: what the SAE says)")
+    doctor.add_argument("--right", metavar="ANSWER", help="with --wrong: the two answers to measure between")
+    doctor.add_argument("--wrong", metavar="ANSWER", help="(default: the two likeliest)")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
+    _add_machine(doctor)
     return parser
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=DEVICES, default="auto", help="(default: %(default)s)")
+    command.add_argument(
+        "--dtype", choices=DTYPES, help="(default: float32 on a CPU, the model's own elsewhere)"
+    )
 
 
 def _group(subparsers: Any, name: str, what: str) -> Any:
@@ -345,6 +450,40 @@ def _whole_number(text: str, least: int) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} upwards")
     return number
+
+
+def _check_writable(path: Path | None) -> None:
+    """What cannot be written is said before the long part."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError(path, "its folder does not exist", "Make it first.")
+
+
+def _quiet() -> None:
+    """Libraries are asked to keep their bars and advice to themselves. They read this once, when they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+class _Bar:
+    """How far a long part is; on a terminal only, and gone when it is done."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.what, self.done, self.shown = total, what, 0, sys.stderr.isatty()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def at(self, done: int | None = None) -> None:
+        self.done = self.done + 1 if done is None else done
+        if self.shown:
+            filled = 30 * self.done // max(self.total, 1)
+            bar = "#" * filled + "." * (30 - filled)
+            print(f"\r{bar} {self.done} of {self.total} {self.what}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        if self.shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _write_json(path: Path, data: object) -> None:
