@@ -151,14 +151,18 @@ def check_width(vlm: Vlm, sae: Sae, tap: Tap, states: States) -> None:
 
 
 def see_states(vlm: Vlm, prompt: Prompt, wanted: Sequence[Tap]) -> dict[Tap, torch.Tensor]:
-    """Vision and connector states of a prompt. The language model is not run."""
-    with capture(vlm, prompt, taps=wanted, attention=False) as seen:
-        handle = vlm.model.get_decoder().register_forward_pre_hook(_stop)
-        try:
-            with suppress(_Enough):
-                vlm.logits(prompt)
-        finally:
-            handle.remove()
+    """Vision and connector states of a prompt, the topmost tap first. Nothing is run that they do not need: not
+    the language model, and none of the layers at the end of a tower that LLaVAs have and do not read."""
+    layers = taps.layers_at(vlm, "vision")
+    last = vlm.family.reading(vlm.model.config, len(layers)).last
+    with ExitStack() as stack:
+        seen = stack.enter_context(capture(vlm, prompt, taps=wanted, attention=False))
+        stack.callback(taps.module_at(vlm, wanted[0]).register_forward_hook(_stop).remove)
+        if wanted[0].layer is None:
+            for layer in layers[last + 1 :]:
+                stack.enter_context(taps._covered(layer, taps._first_argument))
+        with suppress(_Enough):
+            vlm.logits(prompt)
     return seen.states
 
 
@@ -166,7 +170,7 @@ class _Enough(Exception):
     """All that was wanted has been seen."""
 
 
-def _stop(module: Any, args: tuple) -> None:
+def _stop(module: Any, args: tuple, output: Any) -> None:
     raise _Enough
 
 
