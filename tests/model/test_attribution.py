@@ -16,6 +16,7 @@ from vsp_report.maths.edits import Contrast, Region
 from vsp_report.model import taps
 from vsp_report.model.answers import contrast_ids
 from vsp_report.model.attribution import attribute, confirm, sample
+from vsp_report.model.proofs import print_of
 from vsp_report.model.sae import Sae
 from vsp_report.model.vlm import Prompt, Vlm
 
@@ -217,6 +218,23 @@ def test_the_model_is_left_as_it_was() -> None:
         confirm(vlm, prompt, found, where=Region(((900, 900, 901, 901),)))
     assert torch.equal(vlm.logits(prompt), before)
     assert not any(layer.__dict__.keys() & {"forward"} for layer in taps.layers_at(vlm, "vision"))
+
+
+@pytest.mark.parametrize("tap", LAYER.values())
+@pytest.mark.parametrize("cut", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_is_cut_leaves_the_model_as_it_was(cut: type, tap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny("llava")
+    prompt = asked(vlm)
+    before, sae, first = print_of(vlm), autoencoder(vlm, prompt, tap), vlm.logits(prompt)
+
+    def broken(*args):
+        vlm.logits(prompt)
+        raise cut
+
+    monkeypatch.setattr("vsp_report.model.attribution.log_odds", broken)
+    with pytest.raises(cut):
+        attribute(vlm, sae, prompt, ONE)
+    assert before.changes(print_of(vlm)) == () and torch.equal(vlm.logits(prompt), first)
 
 
 def test_a_sample_has_both_ends_and_the_middle() -> None:

@@ -15,6 +15,9 @@ from vsp_report.maths.edits import Edit, Region, Steering
 from vsp_report.model.class_lists import CLASS_LISTS, ClassList, load_classes
 from vsp_report.model.classify import Clip, Scores, classify, load_clip
 from vsp_report.model.sae import Sae
+from vsp_report.model.steering import see_states
+from vsp_report.model.taps import Tap
+from vsp_report.model.vlm import load_vlm
 from vsp_report.sketchworld import rules
 
 
@@ -248,6 +251,14 @@ def test_what_cannot_be_steered_is_one_line(change: dict, error: type, said: str
     with pytest.raises(error) as caught:
         classify(clip, drawn(), PLAIN, **({"sae": sae, "steerings": [Steering("s", ())]} | change))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_one_sae_serves_the_tower_in_both_models(clip: Clip) -> None:
+    """LLaVA's tower is CLIP's: vision.3 of one is vision.3 of the other, whichever layer is read above it."""
+    vlm, tap = load_vlm("sketchworld"), Tap("vision", 3)
+    states = see_states(vlm, vlm.prepare(drawn(), "What is this?"), [tap])[tap]
+    assert torch.allclose(states, clean_states(clip, 3), atol=1e-3)
 
 
 # --- loading -------------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ The gradient g of the log-odds at a tap makes one unit of latent k worth g · W_
 latent says there, with the minus sign of taking it away, that is the predicted effect of setting it to zero. The first
 order is exact for small changes (a test holds it against finite differences, in every family) and a ranking for large
 ones. How good a ranking, `confirm` measures on the same picture and question, by truly steering a sample of latents
-that is spread over the whole range of predictions. On random models of every family the remainder falls with the
-strength as a second order does; where attention is peaked it is large at full strength (rank correlations from 0.25
-upwards were seen; 0.9 to 1.0 where attention is flat), so that a ranking is worth what `confirm` says and no more.
+that is spread over the whole range of predictions. The remainder falls with the strength as a second order does. At
+full strength it is small in trained models (in the bundled one rank correlations are mostly above 0.94, the worst of
+24 cases had 0.76) and in random ones where attention is flat; where random attention is peaked, 0.25 was seen. So a
+ranking is worth what `confirm` says and no more. The cost is that of two forward passes (measured: 1.4 to 2.2).
 Averaging gradients along the way to zero was measured to rank single latents worse, not better, and is not done.
 
 Gradients are those of the model as it runs, with its own attention function. They flow through what lies above the

@@ -28,7 +28,7 @@ from vsp_report.model.taps import Tap
 from vsp_report.model.vlm import Prompt, Vlm
 
 PROMPT = "Describe the image."
-PROBE_IMAGES, PROBE_ROWS = 8, 256
+PROBE_IMAGES, PROBE_ROWS = 8, 128
 """What other layers and other normalisations are tried on: so many rows of each of the first pictures."""
 AT_MOST = 0.8
 """Of what an untrained one leaves unexplained, or of all there is if that is less, one that fits leaves less than
