@@ -20,6 +20,7 @@ import numpy as np
 from vsp_report.errors import VspError
 from vsp_report.maths.edits import Contrast
 from vsp_report.model import proofs
+from vsp_report.model.answers import contrast_ids
 from vsp_report.model.attribution import Attribution, attribute, confirm
 from vsp_report.model.fit import Fitting, measure_fit
 from vsp_report.model.sae import Sae
@@ -99,6 +100,8 @@ def examine(
     """
     tap = tap_of(vlm, sae, tap)
     prompt = vlm.prepare(image, question)
+    if contrast is not None:
+        contrast_ids(vlm, contrast)
     patient = _Patient(vlm, sae, image, question, tap, prompt, contrast, seed)
     checks = []
     for name, check in CHECKS.items():
