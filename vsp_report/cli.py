@@ -10,11 +10,13 @@ crash so.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -99,6 +101,63 @@ def _schema(args: argparse.Namespace) -> int:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+# --- run -----------------------------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from vsp_report import case
+
+    if args.demo and args.cases:
+        raise InputError("--demo", "is given with cases", "It runs the bundled ones; leave one of the two away.")
+    words = args.cases or [paths.cases_dir() if args.demo else Path("cases")]
+    if not args.cases and not args.demo and not Path("cases").is_dir():
+        raise InputError("cases", "is not a folder here", "Write a case with `vsp-report new NAME`, or try --demo.")
+    cases = case.load_cases(words)
+    from vsp_report.run import batch, executors
+
+    wanted = batch.Wanted(
+        args.out / "recordings",
+        notebook=args.notebook,
+        force=args.force,
+        only_failed=args.only_failed,
+        cold=args.cold,
+        device=None if args.device == "auto" else args.device,
+        seconds=args.timeout,
+    )
+    if args.cluster is not None:
+        with executors.cluster(args.cluster) as pool:
+            around = executors.ask(pool, batch.look_around)
+            code = _run_steps(args, cases, wanted, lambda: contextlib.nullcontext(pool), around)
+    else:
+        code = _run_steps(args, cases, wanted, lambda: executors.here(args.jobs), None)
+    return code
+
+
+def _run_steps(args: argparse.Namespace, cases: Any, wanted: Any, executor: Any, around: Any) -> int:
+    from vsp_report.run import batch
+
+    steps = batch.plan(cases, wanted, around)
+    todo = [step for step in steps if step.state != "done"]
+    if not todo:
+        none_failed = args.only_failed and not steps
+        print("nothing to run: " + ("no case has failed" if none_failed else
+              f"{_counted(len(steps), 'case')} recorded in {wanted.recordings}"))  # fmt: skip
+        return 0
+    from vsp_report.run.progress import Progress
+
+    progress = Progress()
+    try:
+        outcomes = batch.run(steps, wanted, executor, progress, around)
+    finally:
+        progress.close()
+    found = Counter(outcome.status for outcome in outcomes)
+    found["recorded already"] = len(steps) - len(todo)
+    named = {"ok": "recorded", "error": "failed", "not-run": "not run here", "recorded already": "recorded already"}
+    counts = ", ".join(f"{found[status]} {word}" for status, word in named.items() if found[status])
+    print(f"{_counted(len(steps), 'case')}: {counts}")
+    return NOT_MET if found["error"] else 0
 
 
 # --- sketchworld --------------------------------------------------------------------------------------------
@@ -332,6 +391,30 @@ def _parser() -> argparse.ArgumentParser:
     schema = _command(rooms, "schema", "print the JSON Schema of case files, for editors", _schema)
     schema.add_argument("--recording", action="store_true", help="of recording.json instead")
 
+    run = _command(rooms, "run", "run cases, and record what is seen; what is recorded already is left", _run)
+    run.add_argument(
+        "cases",
+        nargs="*",
+        type=Path,
+        metavar="CASE",
+        help="a file, a folder, or the name of a case (default: the folder cases)",
+    )
+    run.add_argument(
+        "--out", type=Path, default=Path("site"), metavar="DIR", help="the site; recordings are in DIR/recordings "
+        "(default: %(default)s)")  # fmt: skip
+    run.add_argument("--demo", action="store_true", help="run the bundled cases")
+    run.add_argument("--force", action="store_true", help="run what is recorded already, too")
+    run.add_argument("--only-failed", action="store_true", help="run only what failed the last time")
+    run.add_argument("--device", choices=DEVICES, default="auto", help="(default: what the case says)")
+    run.add_argument("--timeout", type=_seconds, default=3600.0, metavar="S", help="seconds that one case may take "
+                     "(default: %(default)g)")  # fmt: skip
+    where = run.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=_positive, default=1, metavar="N", help="how many at once (default: %(default)s)")
+    where.add_argument("--cluster", metavar="ADDRESS", help="on the workers of a Dask cluster: its scheduler's "
+                       "address, or its scheduler file (.json)")  # fmt: skip
+    run.add_argument("--cold", action="store_true", help="a new kernel for each case, by papermill's stock engine")
+    run.add_argument("--notebook", type=Path, metavar="FILE", help="run this notebook instead of the bundled one")
+
     world = _group(rooms, "sketchworld", "the bundled world, whose models fail for known reasons")
     train = _command(world, "train", "make the models from nothing", _sketchworld_train)
     train.add_argument(
@@ -440,6 +523,16 @@ def _natural(text: str) -> int:
 
 def _positive(text: str) -> int:
     return _whole_number(text, least=1)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
 
 
 def _whole_number(text: str, least: int) -> int:

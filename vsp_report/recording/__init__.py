@@ -19,6 +19,7 @@ from vsp_report.recording.folder import (
     recordings_in,
     restate,
     save_recording,
+    scratch,
     sweep,
 )
 from vsp_report.recording.keys import (
@@ -72,6 +73,6 @@ __all__ = [
     "Diagnosis", "Dose", "EditMade", "Evidence", "Grid", "Heatmap", "Latent", "MinimalSet", "Picture", "Provenance",
     "Recording", "Reference", "Repeated", "Rephrased", "Steered", "Stop", "Swept", "Token", "comparable", "file_sha",
     "folder_sha", "is_recorded", "load_recording", "notebook_code_sha", "package_sha", "page_key",
-    "recording_schema", "recording_sha", "recordings_in", "restate", "run_key", "save_recording", "sha", "sha_of",
-    "sweep",
+    "recording_schema", "recording_sha", "recordings_in", "restate", "run_key", "save_recording", "scratch", "sha",
+    "sha_of", "sweep",
 ]  # fmt: skip

@@ -158,6 +158,13 @@ def _sibling(folder: Path) -> Iterator[Path]:
         _unlock(lock)
 
 
+@contextlib.contextmanager
+def scratch(parent: str | Path) -> Iterator[Path]:
+    """A folder beside the recordings for what is not one yet. `sweep` clears it when its maker was killed."""
+    with _sibling(Path(os.path.abspath(parent)) / "run") as folder:
+        yield folder
+
+
 def _publish(partial: Path, folder: Path) -> None:
     for _ in range(20):
         old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.old")

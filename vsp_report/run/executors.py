@@ -1,0 +1,85 @@
+"""Executors: where tasks run. One interface, that of concurrent.futures, for one kernel, several, or a cluster.
+
+Here, a thread is enough for a task: what computes is its kernel, a process of its own, and the thread only waits for
+it. On a Dask cluster a task goes to a worker, whose thread does the same there; it reads and writes the same folders,
+so they must be on storage that all machines see. A task may come twice, after the death of a worker: see `task`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+from vsp_report.errors import InputError, MissingExtra
+
+RETRIES = 3
+"""How often a task is given to another worker after its own died."""
+CONNECT_SECONDS = 15
+CLUSTER_EXTRA = "python -m pip install 'vsp-report[cluster]'"
+
+
+class Here(ThreadPoolExecutor):
+    """So many threads, each with a kernel of its own for as long as the executor lasts."""
+
+    def __init__(self, jobs: int = 1) -> None:
+        super().__init__(jobs, thread_name_prefix="vsp-report")
+        self._jobs = jobs
+
+    def __exit__(self, *raised: Any) -> None:
+        from vsp_report.run import kernel
+
+        if raised[0] is not None:
+            self.shutdown(wait=False, cancel_futures=True)
+            kernel.kill_all(stop=True)  # who waits for one is told, and so comes to an end
+        # A kernel can only be left by its own thread. Behind a barrier no thread takes two of these.
+        together = threading.Barrier(self._jobs)
+        with contextlib.suppress(RuntimeError):  # shut down already: the threads are at their end
+            for _ in range(self._jobs):
+                self.submit(_leave_kernel, together)
+        super().__exit__(*raised)
+        kernel.kill_all()
+        kernel.go_on()
+
+
+def _leave_kernel(together: threading.Barrier) -> None:
+    from vsp_report.run import kernel
+
+    with contextlib.suppress(threading.BrokenBarrierError):
+        together.wait(timeout=60)
+    kernel.leave()
+
+
+@contextlib.contextmanager
+def here(jobs: int = 1) -> Iterator[Executor]:
+    with Here(jobs) as executor:
+        yield executor
+
+
+@contextlib.contextmanager
+def cluster(address: str) -> Iterator[Executor]:
+    """The workers of a Dask cluster, by its scheduler's address: tcp://HOST:PORT, or a scheduler file."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise MissingExtra("--cluster", "needs Dask, which is not installed", f"Run: {CLUSTER_EXTRA}") from error
+    words = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
+    try:
+        client = distributed.Client(**words, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        remedy = "Give the address that the scheduler prints as it starts, such as tcp://10.0.0.1:8786."
+        raise InputError("--cluster", f"no scheduler answers at {address}", remedy) from error
+    with client:
+        executor = client.get_executor(pure=False, retries=RETRIES)
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def ask(executor: Executor, what: Callable[[], Any]) -> Any:
+    """The answer of where tasks run, which may be another machine than this one."""
+    return executor.submit(what).result()
