@@ -346,6 +346,27 @@ def test_the_budget_sets_the_batch() -> None:
     assert steer(vlm, sae, prompt, [], max_new_tokens=2).batches == 1
 
 
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate is one; what an accelerator has is another."""
+    vlm = tiny("llava")
+    prompt, sae, run, most = asked(vlm), made(vlm, "vision.1"), module._Run.__call__, 4
+    whole = steer(vlm, sae, prompt, STEERINGS, contrast=CONTRAST, max_new_tokens=2)
+
+    def limited(self: object, batch: list[Row]) -> list[Said]:
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, batch)
+
+    monkeypatch.setattr(module._Run, "__call__", limited)
+    halved = steer(vlm, sae, prompt, STEERINGS, contrast=CONTRAST, max_new_tokens=2, budget_bytes=1 << 40)
+    assert halved.batches > 1
+    for one, other in zip(whole.after, halved.after, strict=True):
+        assert one.log_odds == pytest.approx(other.log_odds, abs=1e-4)
+    most = 1
+    with pytest.raises(ModelError, match=r"has no memory for 2 answers of 2 tokens at once\. Ask for"):
+        steer(vlm, sae, prompt, STEERINGS, contrast=CONTRAST, max_new_tokens=2)
+
+
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
 def test_bfloat16_keeps_what_is_not_edited(name: str) -> None:
     vlm = tiny(name, "bfloat16")

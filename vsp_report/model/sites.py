@@ -167,7 +167,7 @@ class Editor:
         if sae.device != device:
             tensors = {key: value if value is None else value.to(device) for key, value in tensors.items()}
             sae = sae.replace(**tensors)
-        named = {int(k) for s in steerings for edit in s.edits if edit.latents != ALL for k in edit.latents}
+        named = {int(k) for s in steerings for edit in s.edits if not _is_all(edit) for k in edit.latents}
         self.sae, self.named_U = sae, torch.tensor(sorted(named), dtype=torch.long, device=device)
         self.part = None if sae.architecture == "topk" else _part(sae, tensors, self.named_U)
         self.directions_UD = sae.W_dec[self.named_U]
@@ -193,7 +193,7 @@ class Editor:
             written_S |= row.remade_S
             states_SD = torch.where(row.remade_S[:, None], codes.remade_SD, states_SD)
         if row.edits:
-            everything = any(edit.latents == ALL for edit in row.edits)
+            everything = any(map(_is_all, row.edits))
             chosen = row.touched_ES.any(0).nonzero()[:, 0]
             columns_K = None if everything else self._columns(row.edits)
             directions_KD = self.sae.W_dec if everything else self.directions_UD[columns_K]
@@ -217,7 +217,7 @@ class Editor:
 
     def _applies(self, edit: Edit, columns_K: torch.Tensor | None) -> torch.Tensor:
         if columns_K is None:
-            if edit.latents == ALL:
+            if _is_all(edit):
                 return torch.ones(self.sae.d_sae, dtype=torch.bool, device=self.named_U.device)
             found_L = torch.zeros(self.sae.d_sae, dtype=torch.bool, device=self.named_U.device)
             found_L[torch.tensor([int(k) for k in edit.latents], device=found_L.device)] = True
@@ -244,6 +244,10 @@ class Codes:
     @cached_property
     def remade_SD(self) -> torch.Tensor:
         return torch.cat([self.editor.sae(self.x_SD[rows]) for rows in self.editor.pieces(len(self.x_SD))])
+
+
+def _is_all(edit: Edit) -> bool:
+    return isinstance(edit.latents, str) and edit.latents == ALL
 
 
 def _part(sae: Sae, tensors: dict[str, torch.Tensor | None], chosen_U: torch.Tensor) -> Sae:

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from vsp_report.errors import CheckpointError, SteeringError
+from vsp_report.errors import CheckpointError, ModelError, SteeringError
 from vsp_report.maths import edits
 from vsp_report.maths.edits import Contrast, Steering
 from vsp_report.model import answers, taps
@@ -115,10 +115,14 @@ def steer(
     longest = max(map(len, wanted)) if wanted else 0
     budget = free_bytes(vlm.device) if budget_bytes is None else budget_bytes
     room = budget // row_bytes(vlm, prompt, states, max_new_tokens, longest)
-    befores, baselines, after, batches = [], [], {}, 0
-    for batch in _batches(rows, sites, room):
-        said = run(batch)
-        before = said[0]
+    befores, baselines, after = [], [], {}
+    while rows or not befores:
+        batch, rest = _batch(rows, sites, room)
+        said = _within_memory(run, batch)
+        if said is None:  # the estimate was too low; half of it will do
+            room = len(batch) // 2
+            continue
+        rows, before = rest, said[0]
         remade = {row.cls: one for row, one in zip(batch, said, strict=True) if row.is_baseline}
         befores.append(before)
         baselines += [_compared(one, before) for one in remade.values()]
@@ -126,9 +130,8 @@ def steer(
             if row.steering is not None:
                 against = remade[row.cls] if row.remade_S is not None else None
                 after[row.name] = _compared(one, before, against)
-        batches += 1
     said = tuple(after[steering.name] for steering in steerings)
-    return Steered(str(tap), befores[0], baselines[0] if baselines else None, said, batches)
+    return Steered(str(tap), befores[0], baselines[0] if baselines else None, said, len(befores))
 
 
 def tap_of(vlm: Vlm, sae: Sae, tap: Tap | str | None = None) -> Tap:
@@ -194,17 +197,30 @@ def _check(
         edits.check(steering, sae.d_sae)
 
 
-def _batches(rows: Sequence[Row], sites: Sites, room: int) -> Iterator[list[Row]]:
-    """Each opens with an unedited row; a batch with room for one steering only is the smallest there is."""
+def _batch(rows: Sequence[Row], sites: Sites, room: int) -> tuple[list[Row], Sequence[Row]]:
+    """As many rows as there is room for behind an unedited one, and the rest; one steering there always is."""
     batch = [Row.unedited(sites)]
-    for row in rows:
-        remade = row.remade_S is not None
-        known = not remade or any(other.is_baseline and other.cls == row.cls for other in batch)
-        if len(batch) + (1 if known else 2) > room and any(other.steering for other in batch):
-            yield batch
-            batch, known = [Row.unedited(sites)], not remade
+    for done, row in enumerate(rows):
+        known = row.remade_S is None or any(other.is_baseline and other.cls == row.cls for other in batch)
+        if done and len(batch) + (1 if known else 2) > room:
+            return batch, rows[done:]
         batch += [row] if known else [Row.baseline(sites, row.cls), row]
-    yield batch
+    return batch, ()
+
+
+def _within_memory(run: _Run, batch: list[Row]) -> list[Said] | None:
+    """None if the batch is too large for the accelerator and could be smaller."""
+    with suppress(torch.OutOfMemoryError):
+        return run(batch)
+    # Here and not while the error is at hand, which holds on to what the batch had taken.
+    torch.cuda.empty_cache()
+    if sum(row.steering is not None for row in batch) > 1:
+        return None
+    raise ModelError(
+        run.vlm.name,
+        f"has no memory for {len(batch)} answers of {run.max_new_tokens} tokens at once",
+        "Ask for a shorter answer, give a smaller picture, or load it in bfloat16.",
+    )
 
 
 def _compared(one: Said, before: Said, against: Said | None = None) -> Said:
