@@ -51,13 +51,19 @@ ROOMS: dict[str, Licence] = {
     "model/*": _may(
         "PIL huggingface_hub numpy safetensors tokenizers torch transformers", ours="case errors maths paths"
     ),
+    # A case's picture is read, drawn by SketchWorld, or drawn from a Vega-Lite chart.
+    "study/pictures.py": _may(
+        "PIL numpy vega_datasets vl_convert", ours="case errors maths model recording sketchworld"
+    ),
+    "study/glance.py": _may("PIL numpy", ours="errors maths recording"),
     "study/*": _may("numpy", ours="atlas case errors maths model paths recording"),
     "run/*": _may(
         "dask distributed jupyter_client nbclient nbformat papermill", ours="atlas case errors paths recording"
     ),
     "hosting.py": _may(ours="errors paths"),
     "audit/*": _may(ours="atlas case errors paths recording"),
-    "render/*": _may("PIL altair jinja2 numpy", ours="atlas audit case errors paths recording"),
+    # markupsafe is what jinja2 escapes with: a story's Markdown becomes markup by the same rules.
+    "render/*": _may("PIL altair jinja2 markupsafe numpy", ours="atlas audit case errors paths recording"),
     "live/panel.py": _may("anywidget numpy traitlets", ours="atlas case errors paths recording render study"),
     "live/*": _may(
         "jupyter_client jupyter_server tornado traitlets", ours="case errors paths recording render"
@@ -81,7 +87,7 @@ ROOMS: dict[str, Licence] = {
 # Where the name that is imported is not the name that is installed.
 DISTRIBUTIONS = {"PIL": "pillow", "umap": "umap-learn", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
 # Installed by what is named here, and used with it.
-COMES_WITH = {"nbclient": "papermill", "nbformat": "papermill", "jupyter_client": "papermill"}
+COMES_WITH = {"nbclient": "papermill", "nbformat": "papermill", "jupyter_client": "papermill", "markupsafe": "jinja2"}
 
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "helper", "core", "common", "misc")
 PICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}

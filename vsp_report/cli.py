@@ -160,6 +160,31 @@ def _run_steps(args: argparse.Namespace, cases: Any, wanted: Any, executor: Any,
     return NOT_MET if found["error"] else 0
 
 
+# --- site ----------------------------------------------------------------------------------------------------
+
+
+def _build(args: argparse.Namespace) -> int:
+    from vsp_report.render import site
+
+    recordings = args.recordings or args.out / site.RECORDINGS
+    built = site.build(recordings, args.out, force=args.force, templates=args.templates)
+    for fault in built.faults:
+        _said(str(fault), fault.exit_code)
+    changed = f"{_counted(len(built.written), 'part')} written" if built.written else "nothing was stale"
+    print(f"{args.out / 'index.html'}: {_counted(built.cases, 'case')}, {changed}")
+    return InputError.exit_code if built.faults else 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from vsp_report.render import preview
+
+    def say(address: str) -> None:
+        print(f"serving {args.out} at {address} (Ctrl-C ends it)", flush=True)
+
+    preview.serve(args.out, args.port, say)
+    return 0
+
+
 # --- sketchworld --------------------------------------------------------------------------------------------
 
 
@@ -414,6 +439,17 @@ def _parser() -> argparse.ArgumentParser:
                        "address, or its scheduler file (.json)")  # fmt: skip
     run.add_argument("--cold", action="store_true", help="a new kernel for each case, by papermill's stock engine")
     run.add_argument("--notebook", type=Path, metavar="FILE", help="run this notebook instead of the bundled one")
+
+    build = _command(rooms, "build", "make the site from recordings; only what is stale is made again", _build)
+    build.add_argument("--recordings", type=Path, metavar="DIR", help="(default: the folder recordings in --out)")
+    build.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="(default: %(default)s)")
+    build.add_argument("--templates", type=Path, metavar="DIR", help="templates of your own, before the bundled")
+    build.add_argument("--force", action="store_true", help="make every page again, over any file in the way")
+    serve = _command(rooms, "serve", "show the site in a browser on this machine", _serve)
+    serve.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="(default: %(default)s)")
+    serve.add_argument(
+        "--port", type=_natural, default=8000, metavar="N", help="0 finds a free one (default: %(default)s)"
+    )
 
     world = _group(rooms, "sketchworld", "the bundled world, whose models fail for known reasons")
     train = _command(world, "train", "make the models from nothing", _sketchworld_train)

@@ -1,0 +1,275 @@
+"""Figures: what a page shows as a chart, with all that stands around it: caption, description, data table, drawing.
+
+A drawing is made only when its file is stale, so it is a function to be called, not yet a chart. Captions say what
+to see, from the figures themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from vsp_report.recording import Clustering, Recording, Steered, Swept
+from vsp_report.render import charts
+from vsp_report.render.findings import contrast_of, headline_steering, number, p_value, share
+
+TABLE_ROWS = 60
+"""Longer tables are cut on the page; the CSV has all rows."""
+
+
+@dataclass(frozen=True)
+class Table:
+    head: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    """text, numbers, or None"""
+
+    def cells(self) -> list[list[tuple[str, bool]]]:
+        """As they are shown, and whether they are numbers; the first rows of a long table."""
+        return [[_cell(value) for value in row] for row in self.rows[:TABLE_ROWS]]
+
+    @property
+    def left_out(self) -> int:
+        return max(0, len(self.rows) - TABLE_ROWS)
+
+
+def _cell(value: Any) -> tuple[str, bool]:
+    if value is None:
+        return "–", True
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−"), True
+    return str(value).replace("-", "−") if isinstance(value, int) else str(value), isinstance(value, int)
+
+
+@dataclass(frozen=True)
+class Figure:
+    id: str
+    """also the name of its files"""
+    alt: str
+    caption: str
+    table: Table
+    draw: Callable[[], alt.TopLevelMixin]
+
+
+def figures_of(recording: Recording) -> dict[str, Figure]:
+    """Every chart that this recording has figures for, by id."""
+    found: list[Figure] = []
+    best = headline_steering(recording)
+    ordered = sorted(recording.steered, key=lambda one: one is not best)
+    found += [_controls(recording, one, i) for i, one in enumerate(ordered) if one.change is not None and _drawn(one)]
+    found += [_dose(recording, swept, i) for i, swept in enumerate(recording.swept) if contrast_of(recording)]
+    if recording.heatmap is not None and recording.arrays.heatmap_TL is not None and recording.heatmap.clusterings:
+        found.append(_heatmap(recording))
+    if sum(a.measured is not None for a in recording.attributions) > 1:
+        found.append(_attribution(recording))
+    if recording.classified is not None and recording.classified.scores:
+        found.append(_classes(recording))
+    return {figure.id: figure for figure in found}
+
+
+def _id(kind: str, place: int, name: str) -> str:
+    """A name for files: of a name that was recorded, only letters and digits."""
+    return "-".join(filter(None, (kind, str(place), re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-"))))
+
+
+# --- steering --------------------------------------------------------------------------------------------------------
+
+
+def _drawn(steered: Steered) -> list[Any]:
+    return [draws for draws in steered.controls if draws.changes]
+
+
+def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
+    controls = _drawn(steered)
+    said = [
+        f"{len(d.changes)} {charts.CONTROL_KINDS[d.kind]} move them by {number(min(d.changes), 1, True)} to "
+        f"{number(max(d.changes), 1, True)}" + (f" (p = {p_value(d.p)})" if d.p is not None else "")
+        for d in controls
+    ]
+    moved = number(steered.change, 1, True)
+    first = f"{steered.name} moves the log-odds by {moved}; " + "; ".join(said) + "."
+    rows = [(charts.CONTROL_KINDS[d.kind], n, change) for d in controls for n, change in enumerate(d.changes, 1)]
+    rows = [(f"{steered.name} itself", 0, steered.change), *rows]
+    flips = [d.flips for d in controls if d.flips is not None]
+    also = f" Of these controls, {share(max(flips))} at most change the answer." if flips else ""
+    description = f"Histogram of the changes made by matched controls. {first}"
+    contrast = contrast_of(recording) or ("right", "wrong")
+    return Figure(
+        _id("controls", place, steered.name),
+        description,
+        f"What {steered.name} does (line) against what its matched controls do (grey). {first}{also}",
+        Table(("arm", "draw", "change of the log-odds"), tuple(rows)),
+        lambda: charts.control_histogram(steered.change, controls, description, contrast),
+    )
+
+
+def _dose(recording: Recording, swept: Swept, place: int) -> Figure:
+    contrast = contrast_of(recording)
+    rows = [(dose.factor, dose.answered.text, dose.answered.margin, dose.answered.p_right) for dose in swept.doses]
+    turn = swept.flip_factor
+    said = f"The answer turns at {turn:g} times their strength." if turn is not None else "The answer does not turn."
+    margins = [dose.answered.margin for dose in swept.doses if dose.answered.margin is not None]
+    span = f" from {number(min(margins), 1, True)} to {number(max(margins), 1, True)}" if margins else ""
+    description = f"Line of the log-odds over the strength of the latents of {swept.of}{span}. {said}"
+    return Figure(
+        _id("dose", place, swept.of),
+        description,
+        f"Dose and response: the latents of {swept.of} at several strengths. {said}",
+        Table(("strength", "answer", "log-odds", "p of the right answer"), tuple(rows)),
+        lambda: charts.dose_response(swept, contrast, description),
+    )
+
+
+# --- concepts --------------------------------------------------------------------------------------------------------
+
+
+def normalised(values_TL: np.ndarray, how: str) -> np.ndarray:
+    """Scaled to the largest value of all, of its row, or of its column. The page's script does the same."""
+    axis = {"row": 1, "column": 0}.get(how)
+    largest = values_TL.max(axis=axis, keepdims=True, initial=0)
+    return np.divide(values_TL, largest, out=np.zeros_like(values_TL, dtype=float), where=largest > 0)
+
+
+def cluster_name(clustering: Clustering, cluster: int) -> str:
+    name = clustering.names[cluster] if cluster < len(clustering.names) else ""
+    return f"{cluster} {name}".strip()
+
+
+def heatmap_tables(recording: Recording) -> dict[str, list[dict[str, Any]]]:
+    """Cells, columns, rows and clusters in places: the chart's data, as `charts.heatmap` draws it."""
+    heat = recording.heatmap
+    clustering, values_TL = heat.clusterings[0], np.nan_to_num(recording.arrays.heatmap_TL.astype(float))
+    shades_TL = normalised(values_TL, heat.normalize)
+    tokens = [_token(recording.tokens[t].text) for t in heat.rows]
+    latents = [recording.latents[column] for column in heat.columns]
+    places, clusters, x, previous = {}, [], 0.0, None
+    for column in clustering.order:
+        cluster = clustering.clusters[column]
+        if cluster != previous:
+            x += charts.CLUSTER_GAP if previous is not None else 0
+            clusters.append({"x": x, "x2": x, "name": str(cluster)})
+            previous = cluster
+        places[column] = x
+        x += 1
+        clusters[-1]["x2"] = x
+    cells = [
+        {
+            "x": places[column] + charts.CELL_GAP, "x2": places[column] + 1 - charts.CELL_GAP,
+            "y": row + charts.CELL_GAP, "y2": row + 1 - charts.CELL_GAP,
+            "token": tokens[row], "latent": _latent_name(latents[column]),
+            "value": float(f"{values_TL[row, column]:.4g}"), "shade": round(float(shades_TL[row, column]), 3),
+            "row": row, "column": column,
+        }
+        for row in range(len(tokens)) for column in clustering.order
+    ]  # fmt: skip
+    return {
+        "cells": cells,
+        "columns": [
+            {"x": places[column] + 0.5, "name": _short(latents[column]), "column": column, "on": False}
+            for column in clustering.order
+        ],
+        "rows": [{"y": row + 0.5, "token": token, "row": row, "on": False} for row, token in enumerate(tokens)],
+        "clusters": clusters,
+    }
+
+
+def _token(text: str) -> str:
+    return text.strip()[:24] or repr(text)[1:-1][:24]
+
+
+def _latent_name(latent: Any) -> str:
+    return f"{latent.number} {latent.label}".strip()
+
+
+def _short(latent: Any) -> str:
+    return latent.label[:14] or str(latent.number)
+
+
+def _heatmap(recording: Recording) -> Figure:
+    heat, values_TL = recording.heatmap, np.nan_to_num(recording.arrays.heatmap_TL.astype(float))
+    clustering = heat.clusterings[0]
+    latents = [recording.latents[column] for column in heat.columns]
+    rows = []
+    for row, position in enumerate(heat.rows):
+        strongest = np.argsort(-values_TL[row], kind="stable")
+        token = _token(recording.tokens[position].text)
+        rows += [(token, latents[c].number, latents[c].label, clustering.clusters[c], float(values_TL[row, c]))
+                 for c in strongest if values_TL[row, c] > 0]  # fmt: skip
+    scaled = {"none": "not normalised", "row": "each row scaled to its largest", "column": "each column scaled to its "
+              "largest"}[heat.normalize]  # fmt: skip
+    groups = len(set(clustering.clusters))
+    description = (
+        f"Heatmap of {len(heat.rows)} tokens against {len(latents)} latents, {scaled}, in {groups} clusters by "
+        f"{clustering.cluster} clustering, {clustering.distance} distance."
+    )
+    return Figure(
+        "heatmap",
+        description,
+        f"Which latents each token reads from the picture: activation weighted by the token's attention, {scaled}; "
+        f"{clustering.cluster} clusters by {clustering.distance}.",
+        Table(("token", "latent", "label", "cluster", "weighted activation"), tuple(rows)),
+        lambda: charts.heatmap(**heatmap_tables(recording), description=description),
+    )
+
+
+def _attribution(recording: Recording) -> Figure:
+    measured = [a for a in recording.attributions if a.measured is not None]
+    agreed = next((a for a in recording.agreements if a.by == "attribution"), None)
+    rank = f" Rank correlation {number(agreed.spearman)}." if agreed and agreed.spearman is not None else ""
+    description = f"Predicted against measured change of the log-odds for {len(measured)} latents.{rank}"
+    rows = tuple((a.latent, _label(recording, a.latent), a.predicted, a.measured) for a in recording.attributions)
+    return Figure(
+        "attribution",
+        description,
+        f"One backward pass predicts what ablating each latent does; on the line, the prediction is exact.{rank}",
+        Table(("latent", "label", "predicted change", "measured change"), rows),
+        lambda: charts.attribution_scatter(measured, description),
+    )
+
+
+def _label(recording: Recording, latent: int) -> str:
+    return next((one.label for one in recording.latents if one.number == latent), "")
+
+
+# --- classification --------------------------------------------------------------------------------------------------
+
+
+def _classes(recording: Recording) -> Figure:
+    found, contrast = recording.classified, contrast_of(recording)
+    rows = tuple((name, *(one.probabilities[i] for one in found.scores)) for i, name in enumerate(found.classes))
+    rows = tuple(sorted(rows, key=lambda row: -row[1]))
+    likeliest = ", ".join(f"{row[0]} {share(row[1])}" for row in rows[:5])
+    description = f"Bars of class probabilities, clean: {likeliest}."
+    marks = " Bars: the model as it is. Marks: with a steering." if len(found.scores) > 1 else ""
+    return Figure(
+        "classes",
+        description,
+        f"What the picture is nearest to.{marks}",
+        Table(("class", *(one.name for one in found.scores)), rows),
+        lambda: charts.class_bars(found.classes, found.scores, contrast, description),
+    )
+
+
+# --- the index -------------------------------------------------------------------------------------------------------
+
+
+def before_after(rows: Sequence[dict[str, Any]]) -> Figure:
+    crossed = sum(row["before"] < 0 < row["after"] for row in rows)
+    description = (
+        f"Log-odds of the right answer in {len(rows)} cases, before and after steering; {crossed} of them go from "
+        "wrong to right."
+    )
+    return Figure(
+        "before-after",
+        description,
+        "Every case: the log-odds of the right answer as the model is (grey), and with the steering that the case's "
+        "page opens with (colour). Right of the dotted line, the right answer is the likelier one.",
+        Table(("case", "before", "after"), tuple((row["title"], row["before"], row["after"]) for row in rows)),
+        lambda: charts.margins_before_after(rows, description),
+    )
+
+
