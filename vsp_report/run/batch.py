@@ -55,6 +55,7 @@ class Watcher(Protocol):
 
 def plan(cases: Sequence[Case], wanted: Wanted, surroundings: Surroundings | None = None) -> list[Step]:
     """`surroundings`: of the machine that will compute, if that is not this one."""
+    sweep(wanted.recordings)  # a killed run may have hidden the older recording that it was about to replace
     return make_plan(
         cases,
         wanted.recordings,
@@ -86,7 +87,6 @@ def run(
     if not todo:
         return []
     wanted.recordings.mkdir(parents=True, exist_ok=True)
-    sweep(wanted.recordings)
     with scratch(wanted.recordings) as folder, executor() as pool:
         tasks = [_task(step, wanted, folder, surroundings or look_around()) for step in todo]
         return list(_gather(pool, tasks, watcher))

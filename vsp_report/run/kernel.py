@@ -23,7 +23,6 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +181,12 @@ def warm_kernel() -> WarmKernel | None:
     return getattr(_mine, "kernel", None)
 
 
+def take_note() -> str:
+    """Why this thread's kernel was thrown away before the last notebook, if what came earlier had left something."""
+    note, _mine.note = getattr(_mine, "note", ""), ""
+    return note
+
+
 def discard() -> None:
     """Throw this thread's kernel away."""
     kernel, _mine.kernel = warm_kernel(), None
@@ -206,7 +211,7 @@ def _ready_kernel(resident: str) -> WarmKernel:
             _prepare(kernel)
             return kernel
         except Exception as error:
-            logger.warning("warm kernel thrown away: %s", error)
+            _mine.note = str(error)
             discard()
     kernel = _mine.kernel = _start(resident)
     try:
@@ -238,10 +243,15 @@ async def _start(resident: str) -> WarmKernel:
 
 @run_sync
 async def _prepare(kernel: WarmKernel) -> None:
-    if not await kernel.manager.is_alive():
-        raise RuntimeError("it died")
-    reply = await kernel.client.execute(_PREPARE, silent=True, store_history=False, reply=True, timeout=PREPARE_SECONDS)
-    content = reply["content"]
+    asked = asyncio.ensure_future(
+        kernel.client.execute(_PREPARE, silent=True, store_history=False, reply=True, timeout=PREPARE_SECONDS)
+    )
+    # A dead kernel never answers, and the channel does not say that it is dead.
+    while not (await asyncio.wait({asked}, timeout=0.2))[0]:
+        if not await kernel.manager.is_alive():
+            asked.cancel()
+            raise RuntimeError("it died")
+    content = asked.result()["content"]
     if content["status"] != "ok":
         raise RuntimeError(content.get("evalue") or content.get("ename") or "no reason given")
 
@@ -330,12 +340,6 @@ def _mark_failed(nb_man: Any, error: BaseException, printed: str) -> None:
 papermill_engines.register(ENGINE, WarmEngine)
 
 
-@contextlib.contextmanager
-def quiet_papermill() -> Iterator[None]:
+def hush() -> None:
     """Papermill logs each step, and nbclient every timeout; here both are said once, by who asked for the run."""
-    level = logger.level
     logger.setLevel("CRITICAL")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

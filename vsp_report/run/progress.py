@@ -28,6 +28,8 @@ class Progress:
 
     def ended(self, outcome: Outcome) -> None:
         self._ended += 1
+        if outcome.note:
+            self._line(f"note: {outcome.id} got a new kernel, because an earlier case left something: {outcome.note}")
         if outcome.status == "error":
             self._line(f"failed: {outcome.id}: {outcome.message}")
         elif self._live:

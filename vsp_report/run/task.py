@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -82,6 +83,8 @@ class Outcome(NamedTuple):
     """as `Recording.status`"""
     message: str = ""
     seconds: float = 0.0
+    note: str = ""
+    """what an earlier case had left in the kernel, which was therefore thrown away"""
 
 
 def run_task(task: Task) -> Outcome:
@@ -93,7 +96,12 @@ def run_task(task: Task) -> Outcome:
         place = task.folder if error.filename is None else str(error.filename)
         raise VspError(place, f"cannot be written ({error.strerror or error})", remedy) from error
     message = recording.stop.message if recording.stop else ""
-    return Outcome(task.id, recording.status, message, time.monotonic() - started)
+    return Outcome(task.id, recording.status, message, time.monotonic() - started, _note())
+
+
+def _note() -> str:
+    kernel = sys.modules.get("vsp_report.run.kernel")  # who ran no notebook has none
+    return kernel.take_note() if kernel else ""
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -202,7 +210,6 @@ def _execute(task: Task, work: Path) -> tuple[Stop | None, bytes | None]:
         "start_timeout": kernel.START_SECONDS,
         "autosave_cell_every": 0,
         "progress_bar": False,
-        "coalesce_streams": True,
         "record_timing": False,
         "iopub_timeout": 60,
         "on_cell_start": on_cell_start,
@@ -212,8 +219,8 @@ def _execute(task: Task, work: Path) -> tuple[Stop | None, bytes | None]:
         words["timeout_func"] = lambda cell: max(0.001, deadline - time.monotonic())
     output, stop = work / "executed.ipynb", None
     try:
-        with kernel.quiet_papermill():
-            papermill.execute_notebook(str(source), str(output), parameters, kernel_name="python3", **words)
+        kernel.hush()
+        papermill.execute_notebook(str(source), str(output), parameters, kernel_name="python3", **words)
     except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
         stop = _stop_of(error, heading.last)
     except (VspError, OSError):
@@ -316,7 +323,8 @@ class _Clean:
         if not kept.get("tags", True):  # papermill gives each cell some, if only none
             del kept["tags"]
         injected = {"id": "injected-parameters"} if "injected-parameters" in kept.get("tags", ()) else {}
-        return cell | injected | {"metadata": kept}
+        outputs = {"outputs": _coalesced(cell["outputs"])} if "outputs" in cell else {}
+        return cell | injected | outputs | {"metadata": kept}
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -324,6 +332,29 @@ class _Clean:
         if isinstance(value, dict):
             return {key: self._value(inner) for key, inner in value.items()}
         return [self._value(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _coalesced(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Text as it was printed, not as it happened to arrive; of a line written over several times, the last state.
+    nbclient's own `coalesce_streams` takes minutes for one line of 300,000 characters."""
+    joined: list[dict[str, Any]] = []
+    for output in outputs:
+        if output["output_type"] != "stream":
+            joined.append(output)
+        elif joined and (joined[-1]["output_type"], joined[-1].get("name")) == ("stream", output["name"]):
+            joined[-1] = output | {"text": "".join([*joined[-1]["text"], *output["text"]])}
+        else:
+            joined.append(output | {"text": "".join(output["text"])})
+    for output in joined:
+        if output["output_type"] == "stream":
+            lines = _lines(output["text"].replace("\r\n", "\n"))
+            output["text"] = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
+    return joined
+
+
+def _lines(text: str) -> list[str]:
+    """As nbformat splits it, but at line feeds alone."""
+    return [line + "\n" for line in text.split("\n")[:-1]] + ([last] if (last := text.split("\n")[-1]) else [])
 
 
 def _is_marker(cell: dict[str, Any]) -> bool:
