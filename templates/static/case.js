@@ -309,6 +309,8 @@
     });
   }
 
+  function stepOf(columns) { return Math.min(24, Math.max(11, Math.round(720 / Math.max(columns, 1)))); }
+
   function tables() {
     var values = weighted(), clustering = heat.clusterings[asked.clustering];
     var kept = {};
@@ -316,7 +318,8 @@
       row.map(function (_, c) { return c; }).sort(function (a, b) { return row[b] - row[a] || a - b; })
         .slice(0, asked.top).forEach(function (c) { if (row[c] > 0) kept[c] = true; });
     });
-    var order = clustering.order.filter(function (c) { return kept[c]; });
+    // As many as were recorded: all of them, whatever brought them in.
+    var order = clustering.order.filter(function (c) { return asked.top >= heat.top || kept[c]; });
     var largest = function (list) { return list.reduce(function (a, b) { return Math.max(a, b); }, 0); };
     var whole = largest(values.map(largest)), rowTop = values.map(largest);
     var columnTop = heat.columns.map(function (_, c) { return largest(values.map(function (row) { return row[c]; })); });
@@ -325,12 +328,13 @@
       var cluster = clustering.clusters[c];
       if (cluster !== previous) {
         x += previous === null ? 0 : 0.5;
-        clusters.push({ x: x, x2: x, name: String(cluster) });
+        clusters.push({ x: x, x2: x, name: (cluster + " " + (clustering.names[cluster] || "")).trim() });
         previous = cluster;
       }
       places[c] = x; x += 1; clusters[clusters.length - 1].x2 = x;
     });
-    var cells = [];
+    var step = stepOf(order.length), cells = [];
+    clusters.forEach(function (one) { one.name = one.name.slice(0, Math.max(2, Math.floor((one.x2 - one.x) * step / 6))); });
     values.forEach(function (row, r) {
       order.forEach(function (c) {
         var over = { none: whole, row: rowTop[r], column: columnTop[c] }[asked.normalize];
@@ -348,7 +352,7 @@
 
   function retabled(spec) {
     if (!asked) return spec;
-    var found = tables(), step = Math.min(24, Math.max(11, Math.round(720 / Math.max(found.columns.length, 1))));
+    var found = tables(), step = stepOf(found.columns.length);
     var seen = spec.datasets || {};
     spec.layer.forEach(function (layer) {
       var named = layer.data && layer.data.name;

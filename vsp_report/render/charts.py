@@ -138,6 +138,12 @@ def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> 
 CELL_GAP = 0.06
 CLUSTER_GAP = 0.5
 ROW_PX = 20
+LETTER_PX = 6
+
+
+def heatmap_step(columns: int) -> int:
+    """Pixels from one column to the next."""
+    return min(24, max(11, round(720 / max(columns, 1))))
 
 
 def heatmap(
@@ -150,7 +156,7 @@ def heatmap(
     """Tokens against latents. The four tables are in places, not in names, so that the page's own script can put
     other values into the same chart: cells (x, y, value), columns (x, latent), rows (y, token), clusters (x, x2)."""
     last = max([c["x2"] for c in clusters], default=1.0)
-    step = min(24, max(11, round(720 / max(len(columns), 1))))
+    step = heatmap_step(len(columns))
     width, height = round(last * step), ROW_PX * len(rows)
     x = alt.Scale(domain=[0, last], nice=False, zero=False)
     y = alt.Scale(domain=[len(rows), 0], nice=False, zero=False)

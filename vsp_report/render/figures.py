@@ -86,22 +86,23 @@ def _drawn(steered: Steered) -> list[Any]:
 def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
     controls = _drawn(steered)
     said = [
-        f"{len(d.changes)} {charts.CONTROL_KINDS[d.kind]} move them by {number(min(d.changes), 1, True)} to "
+        f"{len(d.changes)} {charts.CONTROL_KINDS[d.kind]}: {number(min(d.changes), 1, True)} to "
         f"{number(max(d.changes), 1, True)}" + (f" (p = {p_value(d.p)})" if d.p is not None else "")
         for d in controls
     ]
     moved = number(steered.change, 1, True)
-    first = f"{steered.name} moves the log-odds by {moved}; " + "; ".join(said) + "."
+    ranges = "; ".join(said) + "."
     rows = [(charts.CONTROL_KINDS[d.kind], n, change) for d in controls for n, change in enumerate(d.changes, 1)]
     rows = [(f"{steered.name} itself", 0, steered.change), *rows]
     flips = [d.flips for d in controls if d.flips is not None]
-    also = f" Of these controls, {share(max(flips))} at most change the answer." if flips else ""
-    description = f"Histogram of the changes made by matched controls. {first}"
+    also = f" At most {share(max(flips))} of a kind change the answer." if flips else ""
+    description = f"Histogram of the changes that matched controls make; {steered.name} makes {moved}. {ranges}"
     contrast = contrast_of(recording) or ("right", "wrong")
     return Figure(
         _id("controls", place, steered.name),
         description,
-        f"What {steered.name} does (line) against what its matched controls do (grey). {first}{also}",
+        f"By how much “{steered.name}” moves the log-odds (line, {moved}), and what its matched controls do (grey): "
+        f"{ranges}{also}",
         Table(("arm", "draw", "change of the log-odds"), tuple(rows)),
         lambda: charts.control_histogram(steered.change, controls, description, contrast),
     )
@@ -118,7 +119,7 @@ def _dose(recording: Recording, swept: Swept, place: int) -> Figure:
     return Figure(
         _id("dose", place, swept.of),
         description,
-        f"Dose and response: the latents of {swept.of} at several strengths. {said}",
+        f"Dose and response: the latents of “{swept.of}” at several strengths. {said}",
         Table(("strength", "answer", "log-odds", "p of the right answer"), tuple(rows)),
         lambda: charts.dose_response(swept, contrast, description),
     )
@@ -151,11 +152,14 @@ def heatmap_tables(recording: Recording) -> dict[str, list[dict[str, Any]]]:
         cluster = clustering.clusters[column]
         if cluster != previous:
             x += charts.CLUSTER_GAP if previous is not None else 0
-            clusters.append({"x": x, "x2": x, "name": str(cluster)})
+            clusters.append({"x": x, "x2": x, "name": cluster_name(clustering, cluster)})
             previous = cluster
         places[column] = x
         x += 1
         clusters[-1]["x2"] = x
+    step = charts.heatmap_step(len(clustering.order))
+    for one in clusters:
+        one["name"] = one["name"][: max(2, int((one["x2"] - one["x"]) * step / charts.LETTER_PX))]
     cells = [
         {
             "x": places[column] + charts.CELL_GAP, "x2": places[column] + 1 - charts.CELL_GAP,

@@ -31,6 +31,7 @@ from vsp_report.recording import (
     Recording,
     file_sha,
     folder_sha,
+    is_recorded,
     load_recording,
     package_sha,
     page_key,
@@ -132,7 +133,9 @@ class _Builder:
         drawing = sha_of([evidence, self.drawing_sha, self.versions])
         page = self._page_key(evidence, self.inside, name)
         drawn, shown = f"drawn/{name}", f"page/{name}"
-        if not self.force and self.ledger.fresh(drawn, drawing) and self.ledger.fresh(shown, page):
+        # A recording that was cut off since has its old manifest: it is loaded, which says what is wrong.
+        fresh = not self.force and is_recorded(folder)
+        if fresh and self.ledger.fresh(drawn, drawing) and self.ledger.fresh(shown, page):
             self.ledger.keep(drawn)
             return dict(self.ledger.keep(shown).kept)
         self.say(f"{name}")
@@ -173,13 +176,11 @@ class _Builder:
             return {}
         at, arrays = f"cases/{recording.id}", recording.arrays
         files = {f"{at}/picture.webp": overlays.encoded(overlays.fitted(image, 960), 90)}
-        look = image
+        files[f"{at}/thumbnail.webp"] = overlays.encoded(overlays.fitted(image, 360), 84)
         opens = pages.start(recording)
         if opens is not None and arrays.boxes_P4 is not None:
             field = overlays.spread(opens.attention(recording), arrays.boxes_P4, image.width, image.height)
-            look = overlays.overlay(image, field)
-            files[f"{at}/look.webp"] = overlays.encoded(look)
-        files[f"{at}/thumbnail.webp"] = overlays.encoded(overlays.fitted(look, 360), 80)
+            files[f"{at}/look.webp"] = overlays.encoded(overlays.overlay(image, field))
         return files
 
     def _shown(self, case: Any, folder: Path, drawn: set[str]) -> dict[str, bytes]:

@@ -1,0 +1,53 @@
+"""Preview: the site on this machine's own address, uncached, and for this machine only."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from vsp_report.errors import InputError
+from vsp_report.render import preview
+
+
+def test_the_preview(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>here</h1>")
+    (tmp_path / "folder").mkdir()
+    with preview.server(tmp_path) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        host, port = running.server_address[:2]
+        assert host == "127.0.0.1"
+
+        def asked(path: str, name: str = f"127.0.0.1:{port}") -> http.client.HTTPResponse:
+            connection = http.client.HTTPConnection(host, port)
+            connection.request("GET", path, headers={"Host": name})
+            answer = connection.getresponse()
+            answer.text = answer.read().decode()
+            connection.close()
+            return answer
+
+        answer = asked("/")
+        assert (answer.status, answer.text, answer.headers["Cache-Control"]) == (200, "<h1>here</h1>", "no-store")
+        assert asked("/", f"localhost:{port}").status == 200
+        assert asked("/", "evil.example").status == 403
+        assert asked("/folder/").status == 404
+        assert asked("/../../etc/passwd").status == 404
+        running.shutdown()
+        thread.join()
+
+
+def test_a_taken_port_and_an_empty_folder_are_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no site. `vsp-report build` makes one"):
+        preview.server(tmp_path)
+    (tmp_path / "index.html").write_text("")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match=r"port \d+: is taken"):
+            preview.server(tmp_path, taken.getsockname()[1])
+    with pytest.raises(InputError, match="cannot be used"):
+        preview.server(tmp_path, 99_999)

@@ -1,0 +1,187 @@
+"""Site: what a build writes, leaves, removes, and never touches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.render.recordings import EVIL, full, picture, save_all
+from vsp_report.errors import InputError
+from vsp_report.recording import load_recording, restate, save_recording
+from vsp_report.render import site
+from vsp_report.render.ledger import JOURNAL, LEDGER
+
+FEW = ("failed-in-a-cell", "paper-case", "clip-duck-rabbit")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "recordings" not in path.relative_to(folder).parts
+    }
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_all(tmp_path_factory.mktemp("evidence") / "recordings", FEW)
+
+
+@pytest.fixture
+def out(tmp_path: Path, recorded: Path) -> Path:
+    """A site that was built."""
+    out = tmp_path / "site"
+    shutil.copytree(recorded, out / "recordings")
+    assert site.build(out / "recordings", out).cases == 3
+    return out
+
+
+def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
+    recordings = save_all(tmp_path / "recordings")
+    for name in ("one", "two"):
+        assert site.build(recordings, tmp_path / name).cases == 5
+    one, two = files(tmp_path / "one"), files(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+    # Recordings that lie elsewhere come along.
+    assert one["cases/paper-case/recording/recording.json"] == (recordings / "paper-case/recording.json").read_bytes()
+    # What names a place has no place here, and what is written stays inside.
+    assert not [name for name, data in one.items() if str(tmp_path).encode() in data]
+    assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
+    page = one["cases/hostile/index.html"].decode()
+    assert EVIL not in page and "&lt;script&gt;alert(1)" in page and "49" not in page.split("<h1>")[1][:200]
+    assert len(one["cases/standing-beside-a-chair/index.html"]) < 150_000
+
+
+def test_a_second_build_does_nothing(out: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != LEDGER}
+    built = site.build(out / "recordings", out)
+    assert (built.written, built.removed) == ((), ())
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_only_what_is_stale_is_made_again(out: Path) -> None:
+    folder = out / "recordings" / "clip-duck-rabbit"
+    recording = load_recording(folder)
+    case = recording.asked()
+    restate(folder, type(case)(**{f: getattr(case, f) for f in case.__dataclass_fields__} | {"title": "Another title"}))
+    built = site.build(out / "recordings", out)
+    assert set(built.written) == {"page/clip-duck-rabbit", "drawn/clip-duck-rabbit", "index"} - (
+        set() if "drawn/clip-duck-rabbit" in built.written else {"drawn/clip-duck-rabbit"}
+    )
+    assert b"Another title" in (out / "index.html").read_bytes()
+
+
+def test_what_was_changed_by_hand_is_made_again(out: Path) -> None:
+    page = out / "cases" / "paper-case" / "index.html"
+    right = page.read_bytes()
+    page.write_text("half a pa")
+    (out / "cases" / "clip-duck-rabbit" / "picture.webp").unlink()
+    built = site.build(out / "recordings", out)
+    assert set(built.written) == {"page/paper-case", "drawn/clip-duck-rabbit"}
+    assert page.read_bytes() == right
+
+
+def test_only_its_own_files_are_removed(out: Path) -> None:
+    shutil.rmtree(out / "recordings" / "paper-case")
+    shutil.rmtree(out / "recordings" / "clip-duck-rabbit")
+    (out / "cases" / "paper-case" / "notes.txt").write_text("mine")
+    (out / "CNAME").write_text("mine too")
+    changed = out / "cases" / "clip-duck-rabbit" / "figures" / "classes.csv"
+    changed.write_text("edited by a person")
+    removed = site.build(out / "recordings", out).removed
+    assert "cases/paper-case/index.html" in removed
+    left = sorted(path.relative_to(out / "cases").as_posix() for path in (out / "cases").rglob("*") if path.is_file())
+    assert [name for name in left if not name.startswith("failed")] == [
+        "clip-duck-rabbit/figures/classes.csv", "paper-case/notes.txt"]  # fmt: skip
+    assert (out / "CNAME").read_text() == "mine too"
+    assert (out / "recordings" / "failed-in-a-cell").is_dir()
+
+
+def test_a_strangers_file_is_not_overwritten(tmp_path: Path, recorded: Path) -> None:
+    (tmp_path / "index.html").write_text("my home page")
+    with pytest.raises(InputError, match=r"index.html: is there, and no build of ours made it. Name another"):
+        site.build(recorded, tmp_path)
+    assert (tmp_path / "index.html").read_text() == "my home page"
+    # The killed build's other files are known, and force is force.
+    assert (tmp_path / JOURNAL).is_file()
+    site.build(recorded, tmp_path, force=True)
+    assert b"<h1>" in (tmp_path / "index.html").read_bytes()
+    assert not (tmp_path / JOURNAL).exists()
+
+
+def test_a_ledger_is_not_believed_blindly(out: Path) -> None:
+    evidence = out / "recordings" / "paper-case" / "recording.json"
+    outside = out.parent / "precious.txt"
+    outside.write_text("precious")
+    ledger = json.loads((out / LEDGER).read_text())
+    for path in ("../precious.txt", "recordings/paper-case/recording.json", str(outside)):
+        ledger["parts"][f"evil {path}"] = {"key": "", "files": {path: ""}}
+    (out / LEDGER).write_text(json.dumps(ledger))
+    (out / JOURNAL).write_text("../precious.txt\nrecordings/paper-case/recording.json\n")
+    site.build(out / "recordings", out)
+    assert evidence.is_file() and outside.read_text() == "precious"
+
+
+def test_a_link_out_of_the_site_is_not_followed(out: Path) -> None:
+    elsewhere = out.parent / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(out / "cases")
+    (out / "cases").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="is outside of the site"):
+        site.build(out / "recordings", out)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_picture_that_is_a_link_is_not_shown(tmp_path: Path) -> None:
+    folder = save_recording(tmp_path / "recordings" / "linked", full(), {"images/input.png": picture()})
+    secret = tmp_path / "secret.png"
+    secret.write_bytes((folder / "images" / "input.png").read_bytes())
+    (folder / "images" / "input.png").unlink()
+    (folder / "images" / "input.png").symlink_to(secret)
+    site.build(tmp_path / "recordings", tmp_path / "out")
+    assert not (tmp_path / "out" / "cases" / "linked" / "picture.webp").exists()
+
+
+def test_a_recording_that_cannot_be_read_is_named_and_the_rest_is_shown(out: Path) -> None:
+    broken = out / "recordings" / "paper-case" / "recording.json"
+    broken.write_text(broken.read_text()[:-20])
+    built = site.build(out / "recordings", out)
+    assert built.cases == 2 and "paper-case/recording.json: is missing or cut off" in str(built.faults[0])
+    assert not (out / "cases" / "paper-case").exists()
+    assert b"paper-case" not in (out / "index.html").read_bytes()
+
+
+def test_templates_of_ones_own(out: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "index.html.jinja").write_text(
+        '{% extends "bundled/index.html.jinja" %}{% block headline %}<h1>Our lab</h1>{% endblock %}'
+    )
+    site.build(out / "recordings", out, templates=own)
+    page = (out / "index.html").read_text()
+    assert "<h1>Our lab</h1>" in page and "duck-rabbit" in page
+
+
+def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no folder of recordings. `vsp-report run` makes one"):
+        site.build(tmp_path / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_builds_without_torch(out: Path, root: Path) -> None:
+    shutil.rmtree(out / "cases")
+    code = (
+        "import sys; from vsp_report.cli import main; code = main(sys.argv[1:]);"
+        "print(*[m for m in ('torch', 'transformers', 'papermill') if m in sys.modules], code)"
+    )
+    command = [sys.executable, "-c", code, "build", "--out", str(out)]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert "3 cases, 5 parts written" in ran.stdout and ran.stdout.splitlines()[-1] == "0"
+    again = subprocess.run([*command], cwd=root, capture_output=True, text=True, check=True)
+    assert "nothing was stale" in again.stdout
