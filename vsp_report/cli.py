@@ -132,6 +132,9 @@ def _run(args: argparse.Namespace) -> int:
             code = _run_steps(args, cases, wanted, lambda: contextlib.nullcontext(pool), around)
     else:
         code = _run_steps(args, cases, wanted, lambda: executors.here(args.jobs), None)
+    if args.demo:  # one command from nothing to pages
+        args.recordings = args.templates = None
+        return max(code, _build(args))
     return code
 
 
@@ -182,6 +185,27 @@ def _serve(args: argparse.Namespace) -> int:
         print(f"serving {args.out} at {address} (Ctrl-C ends it)", flush=True)
 
     preview.serve(args.out, args.port, say)
+    return 0
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from vsp_report import hosting
+
+    sent = hosting.parcel(args.out, args.remote, args.branch)
+    what = f"{_counted(sent.files, 'file')}, {sent.size_bytes / 2**20:.1f} MiB, to {sent.branch} of {sent.address}"
+    if args.dry_run:
+        print(f"would publish {what}")
+        return 0
+    hosting.push(sent)
+    print(f"published {what}")
+    return 0
+
+
+def _init_ci(args: argparse.Namespace) -> int:
+    from vsp_report import hosting
+
+    for file in hosting.write_workflows(Path()):
+        print(f"written: {file}")
     return 0
 
 
@@ -427,7 +451,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", type=Path, default=Path("site"), metavar="DIR", help="the site; recordings are in DIR/recordings "
         "(default: %(default)s)")  # fmt: skip
-    run.add_argument("--demo", action="store_true", help="run the bundled cases")
+    run.add_argument("--demo", action="store_true", help="run the bundled cases, and build the site")
     run.add_argument("--force", action="store_true", help="run what is recorded already, too")
     run.add_argument("--only-failed", action="store_true", help="run only what failed the last time")
     run.add_argument("--device", choices=DEVICES, default="auto", help="(default: what the case says)")
@@ -450,6 +474,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--port", type=_natural, default=8000, metavar="N", help="0 finds a free one (default: %(default)s)"
     )
+
+    publish = _command(rooms, "publish", "push the site to GitHub Pages", _publish)
+    publish.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="(default: %(default)s)")
+    publish.add_argument("--remote", default="origin", metavar="NAME", help="(default: %(default)s)")
+    publish.add_argument("--branch", default="gh-pages", metavar="NAME", help="(default: %(default)s)")
+    publish.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
+    _command(rooms, "init-ci", "write GitHub workflows that publish the site and audit the cases", _init_ci)
 
     world = _group(rooms, "sketchworld", "the bundled world, whose models fail for known reasons")
     train = _command(world, "train", "make the models from nothing", _sketchworld_train)

@@ -137,7 +137,8 @@ def _do(task: Task, started: float) -> Recording:
             files = {name: made / name for name in names if name.startswith("images/") or name == "case.yaml"}
         if recording is None:
             recording = _stopped(task, "error", stop)
-        elif stop is not None:
+        elif stop is not None and recording.status == "ok":
+            # Saved, and then something failed. What the notebook says itself of a failure is nearer to it.
             recording = replace(recording, status="error", stop=stop)
         if notebook is not None:
             files[NOTEBOOK] = notebook
