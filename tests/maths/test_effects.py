@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
+from vsp_report.maths import effects
 from vsp_report.maths.effects import average_precision
 
 
@@ -45,3 +47,120 @@ def test_the_order_of_rows_is_nothing():
 
 def test_nothing_there_has_no_precision():
     assert np.isnan(average_precision(np.ones((4, 2)), np.zeros(4, bool))).all()
+
+
+# --- matched controls --------------------------------------------------------------------------------------------
+
+
+def _population(seed: int, n: int = 300) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
+    generator = np.random.default_rng(seed)
+    mass_L = np.exp(generator.normal(0, 1, n)) * (generator.random(n) < 0.8)
+    return mass_L, np.where(mass_L > 0, generator.integers(1, 100, n) / 100, 0), generator
+
+
+def test_controls_are_other_active_latents_as_many_and_alike() -> None:
+    mass_L, frequency_L, generator = _population(0)
+    active = np.flatnonzero(mass_L > 0)
+    chosen = tuple(int(k) for k in generator.choice(active, 8, replace=False))
+    apart = tuple(int(k) for k in active[:5])
+    found = effects.matched_sets(chosen, mass_L, frequency_L, 50, seed=1, apart_from=apart)
+    assert len(found.sets) == 50
+    for one in found.sets:
+        assert len(set(one)) == 8 and not set(one) & {*chosen, *apart} and (mass_L[list(one)] > 0).all()
+    assert 0.7 < found.mass_ratio < 1.4
+    by_chance = mass_L[generator.choice(active, (500, 8))].sum(1).std()
+    assert np.std([mass_L[list(one)].sum() for one in found.sets]) < by_chance / 2
+
+
+def test_controls_are_the_same_for_a_seed_and_others_for_another() -> None:
+    mass_L, frequency_L, _ = _population(2)
+    chosen = np.flatnonzero(mass_L > 0)[:4]
+    first, again, other = (effects.matched_sets(chosen, mass_L, frequency_L, 20, seed=s).sets for s in (5, 5, 6))
+    assert first == again != other
+
+
+def test_there_are_no_controls_without_enough_others() -> None:
+    assert effects.matched_sets((0, 1), np.array([1.0, 1, 1, 1, 1, 0]), np.ones(6), 5, 0).sets == ()
+    assert effects.matched_sets((5,), np.array([1.0, 1, 1, 1, 1, 0]), np.ones(6), 5, 0).sets == ()
+    assert len(effects.matched_sets((0, 1), np.ones(6), np.ones(6), 5, 0).sets) == 5
+
+
+# --- how sure ----------------------------------------------------------------------------------------------------
+
+
+def test_p_counts_as_its_definition_says_and_is_never_zero() -> None:
+    assert effects.permutation_p(2.0, [1.0, -3.0, 2.0, 0.0]) == 3 / 5
+    assert effects.permutation_p(9.0, [1.0] * 99) == 0.01
+    assert effects.permutation_p(0.0, [1.0] * 99) == 1.0
+    assert effects.permutation_p(1.0, []) is None
+
+
+def _p_of(seed: int, planted: float = 0.0) -> float:
+    """A case in which nothing is planted: effects have nothing to do with which latents are chosen."""
+    mass_L, frequency_L, generator = _population(seed, 160)
+    effect_L = mass_L * generator.normal(0, 1, len(mass_L))
+    chosen = generator.choice(np.flatnonzero(mass_L > 0), 5, replace=False)
+    sets = effects.matched_sets(chosen, mass_L, frequency_L, 99, seed).sets
+    spread = float(np.std([effect_L[list(one)].sum() for one in sets]))
+    change = effect_L[chosen].sum()
+    change += np.sign(change) * planted * spread
+    return effects.permutation_p(change, [effect_L[list(one)].sum() for one in sets])
+
+
+def test_p_is_uniform_when_nothing_is_planted() -> None:
+    p_N = np.array([_p_of(seed) for seed in range(400)])
+    # Spread over the step of 1/100 below each value, a fair p is exactly uniform.
+    p_N = p_N - np.random.default_rng(0).random(400) / 100
+    assert kstest(p_N, "uniform").pvalue > 0.01
+    assert (p_N <= 0.05).mean() < 0.09
+
+
+def test_a_planted_effect_of_four_spreads_is_found() -> None:
+    """Power: at least nine in ten at the level of 5 %."""
+    assert np.mean([_p_of(seed, 4.0) <= 0.05 for seed in range(100)]) >= 0.9
+
+
+@pytest.mark.parametrize("draws", [19, 40, 100, 199])
+def test_zero_lies_outside_the_interval_exactly_where_p_is_at_most_5_percent(draws: int) -> None:
+    generator = np.random.default_rng(draws)
+    controls = generator.normal(0, 1, draws)
+    for change in np.concatenate([generator.normal(0, 3, 300), controls[:10]]):
+        low, high = effects.beyond_controls(change, controls)
+        assert low <= change <= high
+        outside = not low <= 0 <= high
+        assert outside == (effects.permutation_p(change, controls) <= 0.05 + 1e-9)
+
+
+def test_few_draws_make_no_interval() -> None:
+    assert effects.beyond_controls(1.0, np.zeros(18)) is None
+    assert effects.beyond_controls(1.0, np.zeros(19)) == (1.0, 1.0)
+
+
+# --- flips -------------------------------------------------------------------------------------------------------
+
+
+def test_flip_share_counts_crossings_of_zero_only() -> None:
+    assert effects.flip_share(-2.0, [1.0, 3.0, -5.0, 2.5]) == 0.5
+    assert effects.flip_share(2.0, [-1.0, 5.0]) == 0.0
+    assert effects.flip_share(2.0, []) is None
+
+
+@pytest.mark.parametrize(
+    ("margins", "point"),
+    [
+        ([3.0, 1.0, -1.0, -2.0, -3.0], 0.75),
+        ([-1.0, -1.0, -1.0, 1.0, 2.0], 1.5),
+        ([3.0, 1.0, -1.0, 3.0, 3.0], 1.25),
+        ([-1.0] * 5, None),
+        ([1.0, -1.0, 1.0, 1.0, 1.0], 0.75),
+    ],
+)
+def test_flip_point_is_the_nearest_crossing_seen_from_one(margins: list[float], point: float | None) -> None:
+    assert effects.flip_point([0, 0.5, 1, 2, 4], margins) == (None if point is None else pytest.approx(point))
+
+
+def test_flip_point_finds_a_straight_lines_zero_whatever_the_steps() -> None:
+    generator = np.random.default_rng(4)
+    for zero in (-1.5, 0.3, 0.99, 1.01, 2.2):
+        factors = np.unique(np.append(generator.uniform(-3, 4, 6), [-3, 1, 4]))
+        assert effects.flip_point(factors, 2 * (factors - zero)) == pytest.approx(zero)

@@ -41,6 +41,9 @@ NEAREST = 16
 """Each control latent is drawn from this many that are most like the one it stands for."""
 
 
+ROUNDING = 1e-5
+
+
 class Matched(NamedTuple):
     """Sets of latents that stand in for a chosen one."""
 
@@ -89,25 +92,25 @@ def permutation_p(change: float, controls_N: Sequence[float]) -> float | None:
     controls_N = np.asarray(controls_N, float)
     if not len(controls_N):
         return None
-    # Equal up to rounding is equal: a control that is the steering itself counts as one.
-    as_far = np.abs(controls_N) >= abs(change) - 1e-9 * max(1.0, abs(change))
+    # Equal up to the rounding of single precision is equal.
+    as_far = np.abs(controls_N) >= abs(change) - ROUNDING * max(1.0, abs(change))
     return float((1 + as_far.sum()) / (1 + len(controls_N)))
 
 
 def beyond_controls(change: float, controls_N: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """By how much a change goes beyond that of its controls: every shift that they would not contradict.
+    """The change, give or take how far its controls reach: what is the chosen latents' own, and no matter of chance.
 
-    The change less the controls' upper and lower (1 - level) / 2 quantile; what an inversion of the permutation test
-    gives. Zero lies outside where fewer than that share of the controls go as far in the same direction. Quantiles
-    are taken outwards, to whole draws, so that the interval never claims more than was drawn; None where there
-    are too few draws for that level: 39 for 95 %.
+    It is the permutation test turned round: a shift lies inside if, taken off the change, what is left is no further
+    from zero than `level` of the controls, so that zero lies outside exactly where p is at most 1 - level. A model
+    that answers greedily has no other spread: an interval over repeated runs would have no width, and one over
+    other pictures would be about another question. None where too few were drawn for that level: 19 for 95 %.
     """
-    controls_N = np.sort(np.asarray(controls_N, float))
-    tail = (1 - level) / 2
-    outside = math.floor(tail * (len(controls_N) + 1) + 1e-9)
-    if outside < 1:
+    ordered_N = np.sort(np.abs(np.asarray(controls_N, float)))[::-1]
+    rank = math.floor((1 - level) * (len(ordered_N) + 1) + 1e-9)
+    if rank < 1:
         return None
-    return float(change - controls_N[-outside]), float(change - controls_N[outside - 1])
+    reach = float(ordered_N[rank - 1])
+    return float(change - reach), float(change + reach)
 
 
 def flip_share(margin: float, changes_N: Sequence[float]) -> float | None:

@@ -111,10 +111,13 @@ def matched_steerings(ranks: Rankings, one: Judged, draws: int, seed: int) -> li
         drawn = matched_sets(
             active, there.mass_L, there.frequency_L, draws, seed + 1000 * place, apart_from=resolved.latents
         ).sets
-        if active and not drawn:
+        acts_on_nothing = edit.op == "scale" or (edit.op == "set" and edit.value == 0)
+        if not drawn and (active or not acts_on_nothing):
             return []
-        # An edit none of whose latents is active acts on zeros, and is left as it is.
+        # An edit that does nothing, because none of its latents is active, is left as it is.
         sets.append(drawn or (edit.latents,) * draws)
+    if all(drawn[0] == edit.latents for drawn, edit in zip(sets, resolved.steering.edits, strict=True)):
+        return []
     return [resolved.with_latents(f"control {n}", [drawn[n] for drawn in sets]) for n in range(draws)]
 
 
