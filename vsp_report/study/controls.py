@@ -59,7 +59,7 @@ def draw_controls(
 ) -> list[tuple[ControlDraws, ...]]:
     """The controls of each steering, in the order in which the case names their kinds."""
     found: list[dict[str, ControlDraws]] = [{} for _ in judged]
-    if not wanted.draws:
+    if not wanted.draws or not judged:
         return [() for _ in judged]
     if "latents" in wanted.kinds:
         for one, kinds in zip(judged, found, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vsp_report.recording import Attribution, Steered, Swept
 from vsp_report.study.inquiry import Inquiry
 from vsp_report.study.resolve import words_of
 
@@ -87,14 +88,38 @@ def controls(inquiry: Inquiry) -> Table:
 
 def doses(inquiry: Inquiry) -> Table:
     """A steering's latents at several strengths."""
-    return [{"of": swept.of, "factor": dose.factor, "answer": dose.answered.text, "margin": dose.answered.margin}
-            for swept in inquiry.swept for dose in swept.doses]  # fmt: skip
+    return [{"of": one.of, "factor": dose.factor, "answer": dose.answered.text, "margin": dose.answered.margin}
+            for one in inquiry.swept for dose in one.doses]  # fmt: skip
 
 
 def asked(inquiry: Inquiry) -> Table:
     """How the case names the latents of its steerings."""
     return [{"steering": one.name, "op": edit.op, "value": edit.value, "latents": words_of(edit.latents)}
             for one in inquiry.case.steer for edit in one.edits]  # fmt: skip
+
+
+# --- what charts are drawn of -------------------------------------------------------------------------------------
+
+
+def measured(inquiry: Inquiry) -> list[Attribution]:
+    """Latents with a predicted and a true change."""
+    effects_L = inquiry.effects_L
+    return [Attribution(k, float(effects_L[k]), change) for k, change in inquiry.measured.items()]
+
+
+def controlled(inquiry: Inquiry) -> list[Steered]:
+    """Steerings whose change has controls beside it."""
+    return [one for one in inquiry.steered if any(draws.changes for draws in one.controls)]
+
+
+def swept(inquiry: Inquiry) -> list[Swept]:
+    """Sweeps with a margin at every strength."""
+    return [one for one in inquiry.swept if all(dose.answered.margin is not None for dose in one.doses)]
+
+
+def contrast(inquiry: Inquiry) -> tuple[str, str]:
+    declared = inquiry.case.contrast
+    return (declared.right, declared.wrong) if declared else ("right", "wrong")
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
