@@ -334,7 +334,7 @@
       places[c] = x; x += 1; clusters[clusters.length - 1].x2 = x;
     });
     var step = stepOf(order.length), cells = [];
-    clusters.forEach(function (one) { one.name = one.name.slice(0, Math.max(2, Math.floor((one.x2 - one.x) * step / 6))); });
+    clusters.forEach(function (one) { if (one.name.length * 6 > (one.x2 - one.x) * step) one.name = one.name.split(" ")[0]; });
     values.forEach(function (row, r) {
       order.forEach(function (c) {
         var over = { none: whole, row: rowTop[r], column: columnTop[c] }[asked.normalize];

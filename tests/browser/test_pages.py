@@ -199,7 +199,8 @@ def test_landmarks_headings_and_names(page: Page, built: Path) -> None:
         assert all(after - before <= 1 for before, after in pairwise(levels)), (name, levels)
         unnamed = page.value(
             "[...document.querySelectorAll('input, select, button, a, [role=region]')]"
-            ".filter(e => !e.closest('[hidden]') && !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map(e => e.outerHTML)"
+            ".filter(e => !e.closest('[hidden]') && !(e.textContent.trim() || e.labels?.length || e.ariaLabel))"
+            ".map(e => e.outerHTML)"
         )
         assert unnamed == [], name
         twice = page.value("(ids => ids.filter((id, i) => ids.indexOf(id) != i))"

@@ -82,12 +82,11 @@ def control_histogram(
     here = [{"kind": kind, "change": change, "label": number(change, 1, signed=True)} for kind in kinds]
     rule = alt.Chart(_rows(here)).mark_rule(aria=False, color=LIGHT["after"], strokeWidth=2.5).encode(x="change:Q")
     beyond = change > (low + high) / 2
-    named = (
-        alt.Chart(_rows(here))
-        .mark_text(aria=False, color=LIGHT["after"], fontSize=13, fontWeight="bold", y=8, dx=-6 if beyond else 6,
-                   align="right" if beyond else "left")
-        .encode(x="change:Q", text="label:N")
-    )  # fmt: skip
+    style = {"aria": False, "fontSize": 13, "fontWeight": "bold", "y": 8, "dx": -6 if beyond else 6,
+             "align": "right" if beyond else "left"}  # fmt: skip
+    labels = alt.Chart(_rows(here)).encode(x="change:Q", text="label:N")
+    halo = labels.mark_text(color=LIGHT["paper"], stroke=LIGHT["paper"], strokeWidth=5, strokeJoin="round", **style)
+    named = labels.mark_text(color=LIGHT["after"], **style)
     zero = (
         alt.Chart(_rows([{"kind": kind, "zero": 0} for kind in kinds]))
         .mark_rule(aria=False, color=LIGHT["soft"], strokeDash=[2, 3])
@@ -95,7 +94,7 @@ def control_histogram(
     )
     layers = []
     for kind in kinds:
-        parts = (bars.encode(x=across(kind == kinds[-1])), zero, rule, named)
+        parts = (bars.encode(x=across(kind == kinds[-1])), zero, rule, halo, named)
         layer = alt.layer(*(part.transform_filter(alt.datum.kind == kind) for part in parts))
         heading = alt.TitleParams(kind, fontSize=12, color=LIGHT["soft"])
         layers.append(layer.properties(width=440, height=58, title=heading))

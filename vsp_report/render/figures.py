@@ -159,7 +159,8 @@ def heatmap_tables(recording: Recording) -> dict[str, list[dict[str, Any]]]:
         clusters[-1]["x2"] = x
     step = charts.heatmap_step(len(clustering.order))
     for one in clusters:
-        one["name"] = one["name"][: max(2, int((one["x2"] - one["x"]) * step / charts.LETTER_PX))]
+        if len(one["name"]) * charts.LETTER_PX > (one["x2"] - one["x"]) * step:
+            one["name"] = one["name"].partition(" ")[0]
     cells = [
         {
             "x": places[column] + charts.CELL_GAP, "x2": places[column] + 1 - charts.CELL_GAP,
@@ -206,6 +207,7 @@ def _heatmap(recording: Recording) -> Figure:
     scaled = {"none": "not normalised", "row": "each row scaled to its largest", "column": "each column scaled to its "
               "largest"}[heat.normalize]  # fmt: skip
     groups = len(set(clustering.clusters))
+    named = ": " + "; ".join(cluster_name(clustering, c) for c in range(groups)) if clustering.names else ""
     description = (
         f"Heatmap of {len(heat.rows)} tokens against {len(latents)} latents, {scaled}, in {groups} clusters by "
         f"{clustering.cluster} clustering, {clustering.distance} distance."
@@ -214,7 +216,7 @@ def _heatmap(recording: Recording) -> Figure:
         "heatmap",
         description,
         f"Which latents each token reads from the picture: activation weighted by the token's attention, {scaled}; "
-        f"{clustering.cluster} clusters by {clustering.distance}.",
+        f"{clustering.cluster} clusters by {clustering.distance}{named}.",
         Table(("token", "latent", "label", "cluster", "weighted activation"), tuple(rows)),
         lambda: charts.heatmap(**heatmap_tables(recording), description=description),
     )

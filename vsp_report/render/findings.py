@@ -43,7 +43,7 @@ VERDICTS = {
     "not corrected": ("bad", "A steering or a rephrasing does not do what the case says."),
     "side effect": ("bad", "Controls or other questions change more than the case allows."),
     "other diagnosis": ("bad", "The failure mode that was found is not the one that the case expects."),
-    "not measured": ("bad", "The case expects a figure that the run did not measure."),
+    "not measured": ("plain", "The case expects a figure that the run did not measure."),
     "observed": ("plain", "The case expects nothing; this is what was seen."),
     "failed": ("bad", "The run stopped before it was done."),
     "not run": ("plain", "The case needs something that was not there."),

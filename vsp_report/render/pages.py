@@ -254,7 +254,8 @@ class Start(NamedTuple):
 
 
 def start(recording: Recording) -> Start | None:
-    """The first word of the answer, and what the model looked at as it said it; else the last token that has a row."""
+    """The word of the answer that tells it from the other, and what the model looked at as it said it; else the last
+    token that has a row."""
     wanted: Row = recording.heatmap.row if recording.heatmap else "predicting"
     if recording.grid is None:
         return None
@@ -263,9 +264,17 @@ def start(recording: Recording) -> Start | None:
             continue
         there = np.flatnonzero(np.isfinite(attention_TP).any(1))
         answer = [t for t in there if recording.tokens[t].kind == "answer"]
+        # “the purple bar” or “the yellow bar”: the model chooses where they part.
+        telling = [t for t in answer if recording.tokens[t].text.strip().casefold() not in _shared(recording)]
         if len(there):
-            return Start(int(answer[0] if answer else there[-1]), row)
+            return Start(int((telling or answer or list(there[-1:]))[0]), row)
     return None
+
+
+def _shared(recording: Recording) -> set[str]:
+    """Words that both answers of the contrast have."""
+    answers = [set(answer.casefold().split()) for answer in contrast_of(recording) or ()]
+    return set.intersection(*answers) if answers else set()
 
 
 def _strip(recording: Recording, opens: Start | None) -> tuple[Spot, ...]:
