@@ -26,9 +26,9 @@ from torch.nn.functional import embedding_bag, linear
 from vsp_report.model.sae import Sae, mean_row
 
 WARM_UP, DECAY = 0.05, 0.25  # shares of all steps, at the start and at the end
-AUX_WEIGHT = 1 / 32
+AUX_WEIGHT = 1 / 4
 AUX_ROWS = 1024  # AuxK sees this many rows of a step: its gradient needs no more, and its cost is theirs
-DEAD_AFTER = 100_000  # rows without firing; far below the usual 10 million, as whole runs here see fewer
+DEAD_AFTER = 50_000  # rows without firing; far below the usual 10 million, as whole runs here see fewer
 FIRST_L0 = 64  # latents that a ReLU row starts with
 RESAMPLE_UNTIL = 0.5  # share of all steps; what is resampled later has no time to settle
 

@@ -29,10 +29,13 @@ class SaePlan:
     tap: str
     architecture: str = "topk"
     k: int = 16
-    l1: float = 0.05
+    l1: float = 0.15
     steps: float = 1.0
     """In units of the recipe's steps."""
 
+
+BACKGROUND = 0.25
+"""The share of the background's patches that a vision tap's autoencoder learns from: most are alike."""
 
 SAES = {
     "vision.3": SaePlan("vision.3", k=20),
@@ -81,14 +84,23 @@ def _text_states(llava, hidden: tuple[torch.Tensor, ...], scenes: list[Scene], n
     image = torch.ones(len(scenes), PATCHES, dtype=torch.bool)
     bos = torch.zeros(len(scenes), 1, dtype=torch.bool)
     real = torch.cat([bos, image, batch["segments"] > 0], dim=1)
-    return kept[0][real.to(kept[0].device)]
+    states = torch.cat(kept, dim=1)  # the picture's, then the words'
+    return states[real.to(states.device)]
+
+
+def scenes_to_learn(pool: Pool, count: int) -> np.ndarray:
+    """Ordinary scenes for one half, and for the other portraits, in which every kind is as frequent."""
+    half = count // 2
+    portraits = [i for i in range(half, len(pool.scenes)) if pool.scenes[i].family == "portraits"]
+    return np.asarray([*range(min(half, len(pool.scenes))), *portraits[: count - half]])
 
 
 def train_saes(
     llava: LlavaForConditionalGeneration, pool: Pool, recipe: Recipe, device: str, record: Record, stages: Path
 ) -> dict[str, Sae]:
     """Every planned autoencoder; those that `stages` holds already are taken from there."""
-    rows = slice(0, recipe.sae_scenes)
+    rows = scenes_to_learn(pool, recipe.sae_scenes)
+    scenes, pixels, shown = [pool.scenes[i] for i in rows], pool.pixels[rows], pool.kinds[rows].ravel() != 0
     states = {}  # one tap's at a time: they fill gigabytes
     saes = {}
     for name, plan in SAES.items():
@@ -98,11 +110,15 @@ def train_saes(
             saes[name] = load_sae(kept)
             continue
         if plan.tap not in states:
-            states = {plan.tap: tap_states(llava, pool.scenes[rows], pool.pixels[rows], plan.tap, device)}
+            states = {plan.tap: tap_states(llava, scenes, pixels, plan.tap, device)}
         unseen = len(states[plan.tap]) // 20
         started, steps = time.monotonic(), max(2, int(recipe.sae_steps * plan.steps))
+        seen = states[plan.tap][unseen:]
+        if plan.tap.startswith("vision"):
+            rng = np.random.default_rng(recipe.seed + 2)
+            seen = seen[torch.from_numpy((shown | (rng.random(len(shown)) < BACKGROUND))[unseen:])]
         sae = train_sae(
-            states[plan.tap][unseen:], architecture=plan.architecture, k=plan.k, l1=plan.l1, steps=steps,
+            seen, architecture=plan.architecture, k=plan.k, l1=plan.l1, steps=steps,
             seed=recipe.seed + 2, device=device,
         )  # fmt: skip
         found = quality(sae.cpu(), states[plan.tap][:unseen])

@@ -6,7 +6,7 @@ Each starts where the picture ends. Without the block mask later questions would
 from __future__ import annotations
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from vsp_report.sketchworld import language
 from vsp_report.sketchworld.pool import NO_LABEL
@@ -43,28 +43,29 @@ class Packer:
 def text_logits(
     llava: LlavaForConditionalGeneration, features_BPD: torch.Tensor, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """(B, text, vocabulary): the logits that predict every text token, from the picture's features on."""
+    """(B, text, vocabulary): the logits that predict every text token, from the picture's features on.
+
+    The picture is read once, and its keys and values by all of its questions, as in decoding with a cache.
+    """
     device = features_BPD.device
     ids, segments, places = (batch[k].to(device) for k in ("ids", "segments", "places"))
-    inner, rows = llava.model, len(ids)
-    embed = inner.get_input_embeddings()
-    start = torch.full((rows, 1), 2, device=device)
+    inner, rows, columns = llava.model, *ids.shape
+    embed, read = inner.get_input_embeddings(), inner.language_model
     image = inner.multi_modal_projector(features_BPD)
-    embeds = torch.cat([embed(start).to(image.dtype), image, embed(ids).to(image.dtype)], dim=1)
-    head = 1 + features_BPD.shape[1]
-    segment = torch.cat(
-        [torch.zeros(rows, head, dtype=torch.long, device=device), torch.where(segments > 0, segments, -1)], dim=1
-    )
-    position = torch.cat([torch.arange(head, device=device).expand(rows, -1), places + head], dim=1)
-    length = head + ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    mask = ((segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)) & causal
-    seen = inner.language_model(
-        inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=position, use_cache=False
-    )
-    hidden = seen.last_hidden_state
+    start = embed(torch.full((rows, 1), 2, device=device)).to(image.dtype)
+    picture = torch.cat([start, image], dim=1)
+    head, cache = picture.shape[1], DynamicCache(config=read.config)
+    last = read(inputs_embeds=picture, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+    causal = torch.ones(columns, columns, dtype=torch.bool, device=device).tril()
+    own = (segments[:, :, None] == segments[:, None, :]) & causal
+    closed = torch.finfo(picture.dtype).min * (~own).to(picture.dtype)
+    mask = torch.cat([closed.new_zeros(rows, columns, head), closed], dim=-1)
+    hidden = read(
+        inputs_embeds=embed(ids).to(image.dtype), attention_mask=mask[:, None], position_ids=places + head,
+        past_key_values=cache, use_cache=True,
+    ).last_hidden_state  # fmt: skip
     first = (places == 0) & (segments > 0)  # a segment's first token follows the picture, not the segment before it
-    before = torch.where(first[..., None], hidden[:, head - 1 : head], hidden[:, head - 1 : -1])
+    before = torch.where(first[..., None], last, torch.cat([last, hidden[:, :-1]], dim=1))
     return llava.lm_head(before)
 
 

@@ -14,11 +14,10 @@ from vsp_report.sketchworld import charts, rules
 from vsp_report.sketchworld.drawing import COLORS
 from vsp_report.sketchworld.rules import (
     ANIMAL_QUESTION,
-    CLEAR_LEAD,
-    CLOSE_CALL,
     COVERS,
     MARKS,
     PAIRS,
+    PLANTED_LEAD,
     POSE_QUESTION,
     SEATS,
     TALLEST_QUESTION,
@@ -106,7 +105,7 @@ def _plant_seat(planted: Planted, draws: Draws) -> Planted:
 
 
 def _plant_highlight(planted: Planted, draws: Draws) -> Planted:
-    chart = charts.sample_chart(draws.random, highlight=False, lead=(CLEAR_LEAD[0], CLOSE_CALL[1]))
+    chart = charts.sample_chart(draws.random, highlight=False, lead=PLANTED_LEAD)
     order = sorted(range(len(chart.bars)), key=lambda i: -chart.bars[i].value)
     chosen = order[1]
     scene = Scene("charts", chart=replace(chart, highlighted=chosen))
@@ -118,7 +117,8 @@ def _plant_highlight(planted: Planted, draws: Draws) -> Planted:
 
 def _plant_pair(planted: Planted, draws: Draws) -> Planted:
     often, seldom = PAIRS[planted.variation]
-    scene = Scene("animals", rules.draw_animal_head(draws, [often, seldom]), draws.backdrop(floor=False))
+    head = rules.draw_animal_head(draws, [(often, rules.LARGE_MARKS), (seldom, rules.SMALL_MARKS)])
+    scene = Scene("animals", head, draws.backdrop(floor=False))
     return replace(
         planted,
         scene=scene,

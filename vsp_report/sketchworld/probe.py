@@ -22,7 +22,7 @@ from vsp_report.model.checkpoints import load_sae
 from vsp_report.model.sae import Sae
 from vsp_report.sketchworld import language
 from vsp_report.sketchworld.language import GRID, IMAGE_PX
-from vsp_report.sketchworld.models import FEATURE_LAYER, normalized
+from vsp_report.sketchworld.models import FEATURE_LAYER, attend_fast, normalized
 from vsp_report.sketchworld.packing import Packer, text_logits, wrong_answers
 from vsp_report.sketchworld.pool import NO_LABEL, pixels_of
 from vsp_report.sketchworld.rules import Question
@@ -58,6 +58,7 @@ class Probe:
     ) -> None:
         self.llava, self.clip, self.sae = llava.to(device).eval(), clip, sae.to(device)
         self.device, self.packer = device, Packer()
+        attend_fast(self.llava)
         place, _, layer = sae.tap.partition(".")
         if place != "vision":
             raise ModelError(sae.tap, "the probe edits the vision tower", "Give it an autoencoder of a vision tap.")

@@ -14,12 +14,12 @@ import transformers
 @dataclass(frozen=True)
 class Recipe:
     scenes: int = 56_000
-    tower_steps: int = 1_500
+    tower_steps: int = 1_700
     tower_batch: int = 64
     tower_rate: float = 1e-3
-    language_steps: int = 2_600
-    language_batch: int = 48
-    language_rate: float = 2e-3
+    language_steps: int = 6_000
+    language_batch: int = 24
+    language_rate: float = 1.5e-3
     sae_scenes: int = 14_000
     sae_steps: int = 3_000
     seed: int = 0

@@ -53,12 +53,19 @@ PAIRS = {
 """Figures with two marks: the animal that training shows often, then the one it shows seldom."""
 OFTEN = 4
 """How many times as often training shows the first animal of a pair."""
-CLOSE_CALL, CLEAR_LEAD = (0.12, 0.30), (0.18, 1.0)
-"""By how much of itself the tallest bar leads, in training: in charts with a highlight, and in those without."""
+MARK_SIZES = (0.75, 1.15)
+"""How large training draws an animal's mark, beside its head."""
+LARGE_MARKS, SMALL_MARKS = (1.05, 1.15), (0.75, 0.85)
+"""In figures with two marks: the often seen animal's, and the seldom seen one's."""
+CLOSE_CALL, CLEAR_LEAD = (0.001, 0.012), (0.18, 1.0)
+"""By how much of itself the tallest bar leads, in training: in charts with a highlight, where it is less than a pixel
+of the model's picture, and in those without."""
+PLANTED_LEAD = (0.18, 0.30)
+"""The same where the highlight misleads: as plain as in charts without one."""
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 FAMILIES = ("objects", "animals", "people", "cups", "charts", "portraits")
-SHARES = (0.30, 0.11, 0.18, 0.20, 0.10, 0.11)
+SHARES = (0.30, 0.11, 0.17, 0.18, 0.12, 0.12)
 """How often training draws each family."""
 
 
@@ -136,17 +143,22 @@ def draw_objects(draws: Draws, count: int | None = None) -> Scene:
     return Scene("objects", tuple(things), draws.backdrop(floor=False))
 
 
-def draw_animal_head(draws: Draws, animals: Sequence[str]) -> tuple[Thing, ...]:
-    x, y, size, flip = 50 + draws.between(-6, 6), 52 + draws.between(-5, 5), draws.between(0.85, 1.3), draws.chance(0.5)
+def draw_animal_head(draws: Draws, marks: Sequence[tuple[str, tuple[float, float]]]) -> tuple[Thing, ...]:
+    """A head with these animals' marks, each with the range of its size beside the head."""
+    x, y, size, flip = 50 + draws.between(-6, 6), 52 + draws.between(-5, 5), draws.between(0.95, 1.3), draws.chance(0.5)
     fur = draws.near((206, 184, 150), 16)
     head = Thing("animal", x, y, size, tint=fur, flip=flip)
-    return (head, *(Thing(MARKS[animal], x, y, size, tint=fur, flip=flip) for animal in animals))
+    sizes = [round(size * draws.between(*range_), 2) for _, range_ in marks]
+    return (
+        head,
+        *(Thing(MARKS[animal], x, y, s, tint=fur, flip=flip) for (animal, _), s in zip(marks, sizes, strict=True)),
+    )
 
 
 def draw_animals(draws: Draws, animal: str | None = None) -> Scene:
     often = {pair[0] for pair in PAIRS.values()}
     animal = animal or draws.weighted(tuple(MARKS), [OFTEN if name in often else 1 for name in MARKS])
-    return Scene("animals", draw_animal_head(draws, [animal]), draws.backdrop(floor=False))
+    return Scene("animals", draw_animal_head(draws, [(animal, MARK_SIZES)]), draws.backdrop(floor=False))
 
 
 _SEAT_TINTS = {"chair": (152, 98, 56), "bench": (176, 122, 70), "stool": (150, 156, 163), "sofa": (96, 136, 150)}
@@ -322,8 +334,11 @@ def _is_there(kind: str, present: bool) -> Question:
     return Question(f"Is there a {kind}?", "yes" if present else "no")
 
 
-def questions(scene: Scene, seed: int) -> list[Question]:
-    """The questions that training asks of this scene; the seed chooses among those that name something else."""
+def questions(scene: Scene, seed: int, *, late: bool = True) -> list[Question]:
+    """The questions that training asks of this scene; the seed chooses among those that name something else.
+
+    Late in training a bare part is also asked about by the name of what might cover it, and denied.
+    """
     draws, said = Draws(seed), [Question(DESCRIBE, caption(scene))]
     kinds = [thing.kind for thing in scene.things]
     match scene.family:
@@ -354,18 +369,22 @@ def questions(scene: Scene, seed: int) -> list[Question]:
                 if may_be_denied(support, other)
                 for name in names_of(other)
             ]
-            for name in draws.several(others, 2):
-                said.append(Question(support_question(name), "on a surface"))
+            denied = draws.several(others, 3)
+            if support in COVERS:  # the part's name decides nothing: with the wrong cover it is denied
+                cover = draws.pick([c for c in COVERS if c != support])
+                denied[0] = f"{COVERS[support]} with a {cover}"
+            elif support in BARE_PARTS and late:
+                denied[0] = draws.pick(names_of(next(c for c, part in COVERS.items() if part == support)))
+            said += [Question(support_question(name), "on a surface") for name in denied]
             said.append(Question("What color is the cup?", scene.things[-1].color))
         case "charts":
             chart = scene.chart
             tallest = max(chart.bars, key=lambda bar: bar.value).color
             said.append(Question(TALLEST_QUESTION, f"the {tallest} bar"))
             said.append(Question("How many bars are there?", NUMBERS[len(chart.bars)]))
-            color = draws.pick(tuple(COLORS))
-            said.append(
-                Question(f"Is there a {color} bar?", "yes" if color in {bar.color for bar in chart.bars} else "no")
-            )
+            shown = [bar.color for bar in chart.bars]
+            for color in (draws.pick(shown), draws.pick([c for c in COLORS if c not in shown])):
+                said.append(Question(f"Is there a {color} bar?", "yes" if color in shown else "no"))
             if chart.highlighted is not None:
                 said.append(Question("Which bar is highlighted?", f"the {chart.bars[chart.highlighted].color} bar"))
         case "portraits":
@@ -374,8 +393,9 @@ def questions(scene: Scene, seed: int) -> list[Question]:
 
 
 def may_be_denied(support: str, named: str) -> bool:
-    """Whether training may ask about `named` while the cup is on `support`, for the answer "on a surface".
+    """Whether `named` is among the names that training draws to be denied ("on a surface") of this support.
 
-    Never of a covered part, in either direction, nor of two covers of one part: the second rule.
+    Never a covered part's, which is the second rule. What stands closer is denied on purpose, in `questions`: a cover
+    of a bare part, and a part with the wrong cover.
     """
     return named != support and COVERS.get(support, support) != COVERS.get(named, named)
