@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import platform
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils import logging
 
 
 class Device(NamedTuple):
@@ -24,6 +27,18 @@ def device_of(model: nn.Module) -> Device:
         major, minor = torch.cuda.get_device_capability(model.device)
         return Device(f"cuda sm_{major}{minor}", torch.cuda.get_device_name(model.device), dtype)
     return Device(model.device.type, platform.processor() or platform.machine(), dtype)
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Load without a bar: a notebook would keep it, with the speed of this machine on this day."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def seed_everything(seed: int) -> None:

@@ -30,6 +30,7 @@ from vsp_report.model import classify as clips
 from vsp_report.model.attribution import Attribution, attribute
 from vsp_report.model.bench import Bench
 from vsp_report.model.class_lists import ClassList
+from vsp_report.model.devices import without_progress
 from vsp_report.model.sae import Sae
 from vsp_report.model.steering import Said, tap_of
 from vsp_report.model.taps import resolve
@@ -234,8 +235,9 @@ class Loaded(NamedTuple):
 def load_subject(case: Case, image: Any) -> tuple[Subject, Loaded, Loaded]:
     """What the case asks, with its model and SAE: loaded now, or kept from a case before."""
     load = _kept_vlm if case.classify is None else _kept_clip
-    model = load(case.model, case.device, case.dtype, _state_of(case.model))
-    sae = _kept_sae(case.sae, _state_of(case.sae))
+    with without_progress():
+        model = load(case.model, case.device, case.dtype, _state_of(case.model))
+        sae = _kept_sae(case.sae, _state_of(case.sae))
     contrast = case.contrast and Contrast(case.contrast.right, case.contrast.wrong)
     if case.classify is None:
         vlm = model.value
