@@ -102,10 +102,10 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{words[count] if count < len(words) else count} {many}"
 
 
-def edit_words(edit: EditMade) -> str:
+def edit_words(edit: EditMade, named: bool = True) -> str:
     """ablate ten latents (label chair, top 10), in a part of the picture"""
     which = "all latents" if edit.latents == "all" else counted(len(edit.latents), "latent")
-    asked = f" ({edit.asked})" if edit.asked and edit.asked != "all" else ""
+    asked = f" ({edit.asked})" if named and edit.asked and edit.asked != "all" else ""
     value = f"{edit.value:g}".replace("-", "−")
     if edit.value == 0 and edit.op in ("set", "scale"):
         said = f"ablate {which}{asked}"
@@ -116,10 +116,9 @@ def edit_words(edit: EditMade) -> str:
     return said + (", in a part of the picture" if edit.boxes else "")
 
 
-def steering_words(steered: Steered, latents: bool = True) -> str:
-    said = "; ".join(edit_words(edit) for edit in steered.edits) or "edit nothing"
-    if not latents:
-        said = re.sub(r" \([^()]*\)", "", said)
+def steering_words(steered: Steered, named: bool = True) -> str:
+    """`named`: with the case's own words for the latents."""
+    said = "; ".join(edit_words(edit, named) for edit in steered.edits) or "edit nothing"
     return said + (f"; on top of {steered.onto}" if steered.onto else "")
 
 
@@ -252,14 +251,16 @@ def headline_steering(recording: Recording) -> Steered | None:
     return max(recording.steered, key=worth, default=None)  # the first of equals
 
 
-def headline(recording: Recording) -> list[Run]:
+def headline(recording: Recording, brief: bool = False) -> list[Run]:
+    """What the model said, what changes it, by how much, against which controls. `brief`: without a stop's message."""
     if recording.status == "not-run":
         asked = recording.stop.message if recording.stop else "it was not asked for"
-        return [Run("This case was not run here: "), Run(_closed(asked))]
+        return [Run("This case was not run here" + ("." if brief else f": {_closed(asked)}"))]
     if recording.status == "error":
         step = recording.stop.step if recording.stop else ""
-        return [Run("The run stopped"), *([Run(" at "), Run(step, "code")] if step else []), Run(". "),
-                Run(_closed(recording.stop.message if recording.stop else "Nothing says why"))]  # fmt: skip
+        stopped = [Run("The run stopped"), *([Run(" at "), Run(step, "code")] if step else []), Run(". ")]
+        said = recording.stop.message if recording.stop else "Nothing says why"
+        return stopped if brief and recording.stop else [*stopped, Run(_closed(said))]
     if recording.classified is not None:
         return [*_classified(recording), *_steered(recording)]
     if recording.clean is None:
@@ -302,7 +303,7 @@ def _steered(recording: Recording) -> Iterator[Run]:
         yield from renamed
         if best is None:
             return
-    done = gerund(steering_words(best, latents=False))
+    done = gerund(steering_words(best, named=False))
     done = done if len(done) < 160 else f"the edits of {best.name}"
     yield Run(done[0].upper() + done[1:], "effect")
     if best.flipped:

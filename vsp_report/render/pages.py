@@ -182,7 +182,7 @@ def case_page(recording: Recording) -> CasePage:
     case, contrast = recording.case, contrast_of(recording)
     named = verdict(recording)
     mode, found = _mode(recording)
-    said = tuple(headline(recording))
+    said = tuple(headline(recording, brief=True))
     opens = start(recording)
     scale = _margin_scale(recording)
     picture = recording.image
@@ -198,7 +198,7 @@ def case_page(recording: Recording) -> CasePage:
         mode_means=MODES[mode][1] if mode else "",
         mode_found=found,
         headline=said,
-        description=plain(list(said))[:300],
+        description=plain(headline(recording))[:300],
         facts=_facts(recording),
         story=prose.story(case.get("story")),
         prompt=(case.get("prompt") or "").strip(),
@@ -212,7 +212,7 @@ def case_page(recording: Recording) -> CasePage:
         opens=opens.row if opens else "predicting",
         bars=_bars(recording, opens),
         arms=_arms(recording, scale),
-        has_controls=any(one.controls or one.p is not None for one in recording.steered),
+        has_controls=any(one.controls or one.change is not None for one in recording.steered),
         rephrased=tuple(_rephrased(one, contrast, scale) for one in recording.rephrased),
         collateral=tuple((one.name, other) for one in recording.steered for other in one.collateral),
         figures=figures.figures_of(recording),
