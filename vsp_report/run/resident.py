@@ -16,6 +16,7 @@ import os
 import random
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ def prepare(shell: Any) -> None:
     if _ground is None:
         threads = frozenset(t.ident for t in threading.enumerate())
         _ground = Ground(os.getcwd(), dict(os.environ), list(sys.path), list(sys.argv), threads)
+        shell.events.register("pre_run_cell", _before_cell)
         shell.events.register("post_run_cell", _after_cell)
     else:
         _put_back(shell, _ground)
@@ -121,24 +123,31 @@ class Fingerprint(NamedTuple):
     """sampled from parameters and buffers, for what is written past the counter"""
 
 
+_began = 0.0
+SHORT_SECONDS = 0.05
+"""A cell this short has loaded no model; looking for one takes longer. What it made is found after the next."""
+
+
+def _before_cell(info: Any) -> None:
+    global _began
+    _began = time.monotonic()
+
+
 def _after_cell(result: Any) -> None:
     torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "nn"):
+    if torch is None or not hasattr(torch, "nn") or time.monotonic() - _began < SHORT_SECONDS:
         return
     for module in _modules(torch.nn.Module):
         if module not in _known:
             _known[module] = _fingerprint(module)
 
 
-def _modules(kind: type) -> Iterator[Any]:
-    modules: dict[type, bool] = {}
-    for thing in gc.get_objects():
-        of = type(thing)
-        if of not in modules:
-            # `isinstance` would ask the thing itself, and proxies answer by doing work.
-            modules[of] = issubclass(of, kind)
-        if modules[of] and "_parameters" in thing.__dict__:
-            yield thing
+def _modules(kind: type) -> list[Any]:
+    # Hundreds of thousands of things, after each cell: so by their types, of which there are few, and not one by one
+    # with `isinstance`, which would also ask proxies, and those answer by doing work.
+    things = gc.get_objects()
+    kinds = {of for of in set(map(type, things)) if issubclass(of, kind)}
+    return [thing for thing in things if type(thing) in kinds and "_parameters" in thing.__dict__] if kinds else []
 
 
 def _fingerprint(module: Any) -> Fingerprint:
