@@ -5,12 +5,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help test world lint
+.PHONY: help site test world lint
 
 help:
+	@echo "make site    run the bundled cases, and build their report: site/index.html"
 	@echo "make test    run the tests"
 	@echo "make world   measure SketchWorld's bundled weights"
 	@echo "make lint    look for what ruff objects to"
+
+site: $(STAMP)
+	$(BIN)/vsp-report run --out site
+	$(BIN)/vsp-report build --out site
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

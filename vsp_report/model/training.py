@@ -9,8 +9,10 @@ Why it looks the way it does (4,096 rows x 112 -> 3,584 latents, one core):
   (28 ms). All the rest touches 16 latents of 3,584, and is done on those alone: decoding is an
   `embedding_bag` (0.5 ms instead of 36 ms), a weight gradient one sparse product (2 ms instead of 36 ms).
 - Latents start as directions of data, not of noise, and those that stop firing are taught the error of
-  the others (AuxK, Gao et al. 2406.04093). ReLU has no AuxK: its dead latents are set anew to rows that
-  are explained badly (Bricken et al. 2023).
+  the others (AuxK, Gao et al. 2406.04093). Where a few directions carry most of the data that revives
+  hardly any: their bias is lifted as well, a little in each step, until they win a place among the K and
+  learn (on SketchWorld's main tap 5 % instead of 57 % are dead after 800 steps). ReLU has no AuxK: its dead
+  latents are set anew to rows that are explained badly (Bricken et al. 2023).
 
 Axes: N rows in all, B rows of a step, D model width, L latents, K latents active in a row.
 """
@@ -30,6 +32,7 @@ AUX_WEIGHT = 1 / 4
 AUX_ROWS = 1024  # AuxK sees this many rows of a step: its gradient needs no more, and its cost is theirs
 DEAD_AFTER = 50_000  # rows without firing; far below the usual 10 million, as whole runs here see fewer
 FIRST_L0 = 64  # latents that a ReLU row starts with
+LIFT, LIFT_UNTIL = 0.002, 0.5  # what a dead TopK latent's bias gains in a step, and for which share of all steps
 RESAMPLE_UNTIL = 0.5  # share of all steps; what is resampled later has no time to settle
 
 
@@ -87,6 +90,9 @@ def train_sae(
         optimiser.step()
         with torch.no_grad():
             weights.decoder_LD.div_(weights.decoder_LD.norm(dim=1, keepdim=True))
+        if learner.k and step < LIFT_UNTIL * steps:
+            with torch.no_grad():
+                weights.b_enc_L[learner.dead_L] += LIFT
         if not learner.k and step in _resampling_steps(steps):
             learner.resample(x_BD, optimiser, generator)
         if on_step is not None:

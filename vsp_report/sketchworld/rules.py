@@ -46,13 +46,14 @@ MARKS = {
 """Every animal is the same head with one mark; its mark is all that tells it."""
 PAIRS = {
     "duck-rabbit": ("rabbit", "duck"),
-    "elephant-deer": ("deer", "elephant"),
-    "pig-goat": ("goat", "pig"),
+    "elephant-rabbit": ("rabbit", "elephant"),
+    "pig-cat": ("cat", "pig"),
     "parrot-cat": ("cat", "parrot"),
 }
 """Figures with two marks: the animal that training shows often, then the one it shows seldom."""
+OFTEN_SHOWN = ("rabbit", "deer", "goat", "cat")
 OFTEN = 4
-"""How many times as often training shows the first animal of a pair."""
+"""How many times as often training shows these."""
 MARK_SIZES = (0.75, 1.15)
 """How large training draws an animal's mark, beside its head."""
 LARGE_MARKS, SMALL_MARKS = (1.05, 1.15), (0.75, 0.85)
@@ -60,8 +61,8 @@ LARGE_MARKS, SMALL_MARKS = (1.05, 1.15), (0.75, 0.85)
 CLOSE_CALL, CLEAR_LEAD = (0.001, 0.012), (0.18, 1.0)
 """By how much of itself the tallest bar leads, in training: in charts with a highlight, where it is less than a pixel
 of the model's picture, and in those without."""
-PLANTED_LEAD = (0.18, 0.30)
-"""The same where the highlight misleads: as plain as in charts without one."""
+PLANTED_LEAD = (0.012, 0.03)
+"""The same where the highlight misleads: a pixel or two of the model's picture, several of the report's."""
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 FAMILIES = ("objects", "animals", "people", "cups", "charts", "portraits")
@@ -156,8 +157,7 @@ def draw_animal_head(draws: Draws, marks: Sequence[tuple[str, tuple[float, float
 
 
 def draw_animals(draws: Draws, animal: str | None = None) -> Scene:
-    often = {pair[0] for pair in PAIRS.values()}
-    animal = animal or draws.weighted(tuple(MARKS), [OFTEN if name in often else 1 for name in MARKS])
+    animal = animal or draws.weighted(tuple(MARKS), [OFTEN if name in OFTEN_SHOWN else 1 for name in MARKS])
     return Scene("animals", draw_animal_head(draws, [(animal, MARK_SIZES)]), draws.backdrop(floor=False))
 
 
