@@ -85,10 +85,12 @@ class ByRank:
     )
     token: str | None = asked(Text("a token", 80), "by attention: the token that attends (default: the answer's)", None)
     supports: str | None = asked(Choice(("wrong", "right")), "by attribution: the answer that they support", None)
-    where: Region | None = asked(Record(Region), "by activation: only this part of the picture", None)
+    where: Region | None = asked(
+        Record(Region), "only latents that belong to this part of the picture: half of their activation is on it", None
+    )
 
     def faults(self) -> Wrong:
-        for name, by in (("token", "attention"), ("supports", "attribution"), ("where", "activation")):
+        for name, by in (("token", "attention"), ("supports", "attribution")):
             if getattr(self, name) is not None and self.by != by:
                 yield (name,), f"means nothing by {self.by}", f"Delete it, or write by: {by}."
 

@@ -460,8 +460,9 @@ class Recording:
             found |= {f"after.{one.name}.change": one.change, f"after.{one.name}.p": one.p}
         for one in self.rephrased:
             answered(f"rephrase.{one.name}", one.answered)
-        # The worst of all steerings: an expectation of the controls is one of each.
-        flips = [draws.flips for one in self.steered for draws in one.controls if draws.flips is not None]
+        # The worst of all steerings: an expectation of the controls is one of each. Matched latents only: they are what
+        # might as well have been taken. What an untrained SAE does in the same place is shown beside them.
+        flips = [d.flips for one in self.steered for d in one.controls if d.kind == "latents" and d.flips is not None]
         found["controls.flips"] = max(flips, default=None)
         asked = [one.collateral for one in self.steered if one.collateral]
         shares = [sum(other.changed for other in others) / len(others) for others in asked]

@@ -112,7 +112,7 @@ def _dose(recording: Recording, swept: Swept, place: int) -> Figure:
     contrast = contrast_of(recording)
     rows = [(dose.factor, dose.answered.text, dose.answered.margin, dose.answered.p_right) for dose in swept.doses]
     turn = swept.flip_factor
-    said = f"The answer turns at {turn:g} times their strength." if turn is not None else "The answer does not turn."
+    said = f"The answer turns at {turn:.2g} times their strength." if turn is not None else "The answer does not turn."
     margins = [dose.answered.margin for dose in swept.doses if dose.answered.margin is not None]
     span = f" from {number(min(margins), 1, True)} to {number(max(margins), 1, True)}" if margins else ""
     description = f"Line of the log-odds over the strength of the latents of {swept.of}{span}. {said}"

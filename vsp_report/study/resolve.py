@@ -80,12 +80,16 @@ def _same(text: str, word: str) -> bool:
     return text.strip().casefold() == word.strip().casefold()
 
 
+BELONGS = 0.5
+"""A latent belongs to a part of the picture when at least this share of its activation in the picture lies there."""
+
+
 # --- one naming of latents ---------------------------------------------------------------------------------------
 
 
 def find(named: asked.Latents, ranks: Rankings, inside_P: np.ndarray | None, place: str,
          left_out: Sequence[int] = ()) -> Latents:  # fmt: skip
-    """The latents that are meant; `inside_P` is the part of the picture that a rank by activation looks at."""
+    """The latents that are meant; `inside_P` is the part of the picture that a ranking is held to."""
     match named:
         case AllLatents():
             return ALL
@@ -130,8 +134,9 @@ def _ranked(ranks: Rankings, named: ByRank, inside_P: np.ndarray | None, place: 
     elif named.by == "attention":
         score_L = ranks.attended_L(named.token, place)
     else:
-        score_L = ranks.within(inside_P).mass_L
-    score_L = np.where(ranks.mass_L > 0, score_L, 0.0)
+        score_L = ranks.mass_L
+    there_L = ranks.within(inside_P).mass_L
+    score_L = np.where((ranks.mass_L > 0) & (there_L >= BELONGS * ranks.mass_L), score_L, 0.0)
     score_L[list(left_out)] = 0.0
     best = np.argsort(-score_L, kind="stable")[: named.top]
     found = tuple(int(k) for k in best if score_L[k] > 0)
