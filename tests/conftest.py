@@ -16,6 +16,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: run what needs a GPU as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --device cuda such tests are left out, and counted as that; with it, a missing GPU fails them."""
+    if config.getoption("--device") == "cpu":
+        on_gpu = [item for item in items if item.get_closest_marker("cuda")]
+        config.hook.pytest_deselected(items=on_gpu)
+        items[:] = [item for item in items if item not in on_gpu]
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

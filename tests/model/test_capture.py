@@ -149,7 +149,7 @@ def test_in_bfloat16_it_is_as_close_as_bfloat16_is(name: str) -> None:
     assert eager.apart(prompt, attention, NEW if same else 1) < 0.02
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", FAMILIES)
 def test_on_cuda_it_is_what_it_is_on_the_cpu(name: str) -> None:
     cpu, cuda = tiny(name), tiny(name, device="cuda")
