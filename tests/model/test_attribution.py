@@ -135,7 +135,8 @@ def test_a_latent_that_is_never_active_has_no_effect() -> None:
     silent = (found.peaks_L == 0).nonzero()[:, 0].tolist()
     assert silent and found.effects()[silent].abs().max() == 0
     assert found.effects("add", 1.0)[silent].abs().min() > 0  # it can still be added
-    assert confirm(vlm, prompt, found, latents=silent[:2]).measured_N.tolist() == [0, 0]
+    measured_N = confirm(vlm, prompt, found, latents=silent[:2]).measured_N
+    assert measured_N == pytest.approx([0, 0], abs=1e-6)  # rows of a batch differ in the last bit
 
 
 def around(boxes: np.ndarray) -> Region:

@@ -86,9 +86,9 @@ def test_with_a_steering_in_place_the_gradient_is_that_of_what_it_leaves(vlm, sa
     base = _steerings(sae, latents)[0]
     told = held.attribution(base)
     assert told.log_odds == pytest.approx(held.log_odds([held.change(base)])[0], abs=1e-4)
-    effects = told.effects("scale", 0.9)
+    effects = told.effects("scale", 0.98)
     strong = [k for k in effects.abs().argsort(descending=True).tolist() if k not in latents[:10]][:8]
-    small = [Steering(str(k), (*base.edits, Edit((k,), "scale", 0.9))) for k in strong]
+    small = [Steering(str(k), (*base.edits, Edit((k,), "scale", 0.98))) for k in strong]
     moved = held.log_odds(held.changes(small)) - told.log_odds
     _nearly(moved, effects[strong])
 
