@@ -34,7 +34,8 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(autouse=True)
 def no_bars_of_others():
     """A command's own process asks libraries for quiet before they are imported; here they may have been."""
-    logging = pytest.importorskip("transformers").utils.logging
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     yield
     logging.enable_progress_bar()
