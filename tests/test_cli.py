@@ -351,7 +351,7 @@ def test_check_needs_pictures(name, said, tmp_path, capsys) -> None:
 
 def test_a_bar_is_for_terminals(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with cli._Bar(4, "pictures") as bar:
+    with cli.words.Bar(4, "pictures") as bar:
         bar.at(2)
         bar.at()
     err = capsys.readouterr().err

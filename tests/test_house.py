@@ -43,7 +43,7 @@ ROOMS: dict[str, Licence] = {
     "errors.py": _may(),
     "paths.py": _may(ours="errors"),
     # Rooms are imported inside the commands; `test_cli_opens_rooms_late` says when.
-    "cli.py": _may(ours="audit case errors hosting model paths recording render run sketchworld study"),
+    "cli/*": _may(ours="atlas audit case errors hosting live model paths recording render run sketchworld study"),
     "case/*": _may("yaml", ours="errors paths"),
     "recording/*": _may("numpy", ours="case errors paths"),
     "atlas.py": _may("numpy", ours="case errors paths recording"),
@@ -65,9 +65,7 @@ ROOMS: dict[str, Licence] = {
     # markupsafe is what jinja2 escapes with: a story's Markdown becomes markup by the same rules.
     "render/*": _may("PIL altair jinja2 markupsafe numpy", ours="atlas audit case errors paths recording"),
     "live/panel.py": _may("anywidget numpy traitlets", ours="atlas case errors paths recording render study"),
-    "live/*": _may(
-        "jupyter_client jupyter_server tornado traitlets", ours="case errors paths recording render"
-    ),
+    "live/*": _may("jupyter_client jupyter_server tornado traitlets", ours="case errors paths recording render"),
     # The world itself is drawn, asked and checked without torch; only what trains or measures models uses it.
     **dict.fromkeys(
         (
@@ -79,9 +77,7 @@ ROOMS: dict[str, Licence] = {
             ours="errors maths model paths",
         ),
     ),
-    "sketchworld/*": _may(
-        "PIL altair numpy pandas vega_datasets vl_convert", ours="errors maths model paths"
-    ),
+    "sketchworld/*": _may("PIL altair numpy pandas vega_datasets vl_convert", ours="errors maths model paths"),
 }
 
 # Where the name that is imported is not the name that is installed.
@@ -156,13 +152,9 @@ def breaches(source: str, path: str) -> list[str]:
         top, _, rest = target.partition(".")
         if top == "vsp_report":
             other = rest.partition(".")[0]
-            is_room = (
-                (PACKAGE / other).is_dir() or (PACKAGE / f"{other}.py").exists() or f"{other}/*" in ROOMS
-            )
+            is_room = (PACKAGE / other).is_dir() or (PACKAGE / f"{other}.py").exists() or f"{other}/*" in ROOMS
             if is_room and other and other != room and other not in licence.ours:
-                found.append(
-                    f"{path}:{line}: imports vsp_report.{other}. {room} may not ({_listed(licence.ours)})."
-                )
+                found.append(f"{path}:{line}: imports vsp_report.{other}. {room} may not ({_listed(licence.ours)}).")
         elif top not in sys.stdlib_module_names and top != "__future__" and top not in licence.third_party:
             found.append(f"{path}:{line}: imports {top}. {pattern} may not ({_listed(licence.third_party)}).")
     return found
@@ -250,13 +242,11 @@ def test_what_is_allowed_is_no_breach(path: str, source: str) -> None:
 
 
 def test_cli_opens_rooms_late() -> None:
-    top_level = ast.Module([n for n in ast.parse((PACKAGE / "cli.py").read_text()).body if _is_import(n)], [])
-    rooms = {
-        i.target
-        for i in imports(ast.unparse(top_level), "vsp_report.cli")
-        if i.target.startswith("vsp_report")
-    }
-    assert {target.split(".")[1] for target in rooms} <= {"__version__", "errors", "paths"}
+    for file in (PACKAGE / "cli").glob("*.py"):
+        top_level = ast.Module([n for n in ast.parse(file.read_text()).body if _is_import(n)], [])
+        targets = (one.target for one in imports(ast.unparse(top_level), "vsp_report.cli"))
+        rooms = {target.split(".")[1] for target in targets if target.startswith("vsp_report")}
+        assert rooms <= {"__version__", "cli", "errors", "paths"}, file.name
 
 
 def _is_import(node: ast.stmt) -> bool:
@@ -292,9 +282,7 @@ def test_what_is_imported_is_declared() -> None:
             if top == "vsp_report" or top in sys.stdlib_module_names:
                 continue
             name = canonicalize_name(DISTRIBUTIONS.get(top, COMES_WITH.get(top, top)))
-            assert name in declared, (
-                f"{inside(path)}:{line}: imports {top}, which pyproject.toml does not name."
-            )
+            assert name in declared, f"{inside(path)}:{line}: imports {top}, which pyproject.toml does not name."
 
 
 def test_constraints_pin_what_is_declared() -> None:
@@ -306,9 +294,7 @@ def test_constraints_pin_what_is_declared() -> None:
         pins[canonicalize_name(match[1])] = match[2]
     for name, requirement in _declared().items():
         assert name in pins, f"constraints.txt: {name} has no pin."
-        assert requirement.specifier.contains(pins[name]), (
-            f"constraints.txt: {name} {pins[name]} is not {requirement}."
-        )
+        assert requirement.specifier.contains(pins[name]), f"constraints.txt: {name} {pins[name]} is not {requirement}."
 
 
 # --- names and words ----------------------------------------------------------------------------------------
@@ -331,9 +317,7 @@ def test_nothing_unpickles() -> None:
         if path.suffix != ".py" or tree_path(path) in MAY_UNPICKLE:
             continue
         for target, line in imports(path.read_text(), ""):
-            assert target.partition(".")[0] not in PICKLERS, (
-                f"{tree_path(path)}:{line}: unpickling runs code."
-            )
+            assert target.partition(".")[0] not in PICKLERS, f"{tree_path(path)}:{line}: unpickling runs code."
 
 
 def test_no_file_runs_strangers_code_or_names_a_machine() -> None:

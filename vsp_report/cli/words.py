@@ -1,0 +1,148 @@
+"""Words: what is typed and what is said, the same for every command: numbers, machines, progress, errors, files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vsp_report import paths
+from vsp_report.errors import InputError
+
+NOT_MET, COULD_NOT_RUN, INTERRUPTED = 1, 3, 130
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
+
+# --- errors and counts ---------------------------------------------------------------------------------------
+
+
+def said(message: str, code: int) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    for name, fact in facts.items():
+        print(f"{name:<22}{fact}")
+
+
+# --- commands ------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are ours: one line, with place, fault and remedy."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(self.prog, message, f"`{self.prog} --help` lists what it takes.")
+
+
+def group(subparsers: Any, name: str, what: str) -> Any:
+    group = subparsers.add_parser(name, help=what, description=what, allow_abbrev=False)
+    return group.add_subparsers(metavar="COMMAND", required=True)
+
+
+def command(subparsers: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser:
+    command = subparsers.add_parser(name, help=what, description=what, allow_abbrev=False)
+    command.set_defaults(command=run)
+    return command
+
+
+def add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=DEVICES, default="auto", help="(default: %(default)s)")
+    command.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, the model's own elsewhere)")
+
+
+# --- numbers -------------------------------------------------------------------------------------------------
+
+
+def natural(text: str) -> int:
+    return _whole_number(text, least=0)
+
+
+def positive(text: str) -> int:
+    return _whole_number(text, least=1)
+
+
+def seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return found
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} upwards")
+    return number
+
+
+# --- models --------------------------------------------------------------------------------------------------
+
+
+def bundled_or_path(name: str) -> Path | str:
+    return paths.bundled(name) or name
+
+
+def quiet() -> None:
+    """Libraries are asked to keep their bars and advice to themselves. They read this once, when they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+# --- progress and files --------------------------------------------------------------------------------------
+
+
+class Bar:
+    """How far a long part is; on a terminal only, and gone when it is done."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.what, self.done, self.shown = total, what, 0, sys.stderr.isatty()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def at(self, done: int | None = None) -> None:
+        self.done = self.done + 1 if done is None else done
+        if self.shown:
+            filled = 30 * self.done // max(self.total, 1)
+            bar = "#" * filled + "." * (30 - filled)
+            print(f"\r{bar} {self.done} of {self.total} {self.what}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        if self.shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def check_writable(path: Path | None) -> None:
+    """What cannot be written is said before the long part."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError(path, "its folder does not exist", "Make it first.")
+
+
+def write_json(path: Path, data: object) -> None:
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or absent: written beside its place, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
