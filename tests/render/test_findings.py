@@ -65,9 +65,9 @@ def test_the_best_steering_is_the_one_that_repairs() -> None:
         ({}, "confirmed"),
         ({"clean": answered("standing", 1.0)}, "not reproduced"),
         ({"steered": (full().steered[0], replace(full().steered[1], p=0.2))}, "not corrected"),
-        ({"diagnosis": None}, "not measured"),
-        ({"diagnosis": replace(full().diagnosis, mode="hidden-cue")}, "other diagnosis"),
-        ({"case": asked(expect={})}, "observed"),
+        ({"diagnosis": None}, "error"),
+        ({"diagnosis": replace(full().diagnosis, mode="hidden-cue")}, "not reproduced"),
+        ({"case": asked(expect={})}, "new"),
     ],
 )
 def test_verdicts(changes: dict, expected: str) -> None:

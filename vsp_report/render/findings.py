@@ -1,4 +1,4 @@
-"""Findings: what a recording comes to, in words. The verdict, the headline, the checks, and figures with few digits.
+"""Findings: what a recording comes to, in words: the headline, and what was edited. Verdict and checks are the audit's.
 
 Everything is computed from the recording; nothing that the author hoped for is repeated as if it had been seen.
 """
@@ -10,8 +10,15 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vsp_report.case import Check
+from vsp_report.audit.verdicts import VERDICTS, Checked, checks, verdict
+from vsp_report.audit.words import number, p_value, same_answer, share
 from vsp_report.recording import Answered, EditMade, Recording, Steered
+
+__all__ = [
+    "MODES", "VERDICTS", "Checked", "Run", "checks", "contrast_of", "counted", "edit_words", "gerund", "headline",
+    "headline_steering", "number", "p_value", "plain", "same_answer", "share", "steering_words", "tone", "verdict",
+    "word_changes",
+]  # fmt: skip
 
 MODES = {
     "limited-alignment": (
@@ -37,19 +44,6 @@ MODES = {
 }
 """Each failure mode: its name, and what it is in two lines."""
 
-VERDICTS = {
-    "confirmed": ("good", "Everything that the case expects was measured."),
-    "not reproduced": ("bad", "The model as it is does not behave as the case says."),
-    "not corrected": ("bad", "A steering or a rephrasing does not do what the case says."),
-    "side effect": ("bad", "Controls or other questions change more than the case allows."),
-    "other diagnosis": ("bad", "The failure mode that was found is not the one that the case expects."),
-    "not measured": ("plain", "The case expects a figure that the run did not measure."),
-    "observed": ("plain", "The case expects nothing; this is what was seen."),
-    "failed": ("bad", "The run stopped before it was done."),
-    "not run": ("plain", "The case needs something that was not there."),
-}
-"""Each verdict: its tone, and what it means."""
-
 
 class Run(NamedTuple):
     """A run of words in one tone: "", right, wrong, effect, quote or code."""
@@ -58,42 +52,7 @@ class Run(NamedTuple):
     tone: str = ""
 
 
-class Checked(NamedTuple):
-    """One expectation and what came of it."""
-
-    what: str
-    expected: str
-    observed: str
-    holds: bool | None
-    """None where it was not measured"""
-    where: str
-
-
 # --- figures in words ------------------------------------------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
-    """With a true minus, and no sign before what rounds to zero."""
-    if value is None:
-        return "–"
-    text = f"{value:.{digits}f}"
-    if float(text) == 0:
-        return text.lstrip("-")
-    return text.replace("-", "−") if value < 0 else f"+{text}" if signed else text
-
-
-def share(value: float | None) -> str:
-    """A probability or share, in percent: two digits that mean something."""
-    if value is None:
-        return "–"
-    percent = 100 * value
-    if percent == 0 or 9.95 <= percent <= 99 or percent == 100:
-        return f"{percent:.0f} %"
-    return f"{percent:.1f} %" if percent >= 0.1 and percent <= 99.9 else ("< 0.1 %" if percent < 1 else "> 99.9 %")
-
-
-def p_value(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2g}" if value >= 0.0001 else "< 0.0001"
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -130,10 +89,6 @@ def gerund(words: str) -> str:
     return " and ".join([", ".join(done[:-1]), done[-1]]) if len(done) > 1 else done[0]
 
 
-def same_answer(one: str, other: str) -> bool:
-    return one.strip().rstrip(".").casefold() == other.strip().rstrip(".").casefold()
-
-
 def tone(answered: Answered | None, contrast: tuple[str, str] | None) -> str:
     """right or wrong, by the words of the answer; by the sign of the margin where the words are neither."""
     if answered is None or contrast is None:
@@ -160,75 +115,6 @@ def word_changes(before: str, after: str) -> list[Run]:
         if b1 > b0:
             found.append(Run(" ".join(new[b0:b1]), "new"))
     return found
-
-
-# --- expectations ----------------------------------------------------------------------------------------------------
-
-_SIGNS = {"lt": "<", "le": "≤", "gt": ">", "ge": "≥", "is": "is", "contains": "contains", "lacks": "lacks"}
-_METRICS = {
-    "answer": "answer",
-    "margin": "log-odds",
-    "p_right": "probability of the right answer",
-    "change": "change of the log-odds",
-    "p": "p among controls",
-    "flips": "controls that change the answer",
-    "collateral": "other questions whose answer changes",
-    "diagnosis": "failure mode",
-}
-
-
-def checks(recording: Recording) -> list[Checked]:
-    case, figures = recording.asked(), recording.figures()
-    return [_checked(check, figures.get(f"{check.where}.{check.metric}".lstrip("."))) for check in case.expect.checks]
-
-
-def _checked(check: Check, seen: float | str | None) -> Checked:
-    place = {"before": "clean", "controls": "controls", "": "diagnosis"}.get(check.where)
-    place = place or check.where.partition(".")[2]
-    return Checked(
-        f"{place}: {_METRICS[check.metric]}" if check.where else _METRICS[check.metric],
-        f"{_SIGNS[check.op]} {_figure(check.metric, check.wanted)}",
-        "not measured" if seen is None else _figure(check.metric, seen),
-        None if seen is None else _holds(check, seen),
-        check.where,
-    )
-
-
-def _holds(check: Check, seen: float | str) -> bool:
-    wanted = check.wanted
-    if isinstance(wanted, str) or isinstance(seen, str):
-        text, asked = str(seen), str(wanted)
-        if check.op == "is":
-            return same_answer(text, asked)
-        return (asked.casefold() in text.casefold()) == (check.op == "contains")
-    return {"lt": seen < wanted, "le": seen <= wanted, "gt": seen > wanted, "ge": seen >= wanted}[check.op]
-
-
-def _figure(metric: str, value: float | str) -> str:
-    if isinstance(value, str):
-        return MODES[value][0] if metric == "diagnosis" and value in MODES else f"“{value}”"
-    if metric in ("margin", "change"):
-        return number(value, 2, signed=value != 0)
-    return p_value(value) if metric == "p" else share(value)
-
-
-def verdict(recording: Recording) -> str:
-    """One of `VERDICTS`."""
-    if recording.status != "ok":
-        return "failed" if recording.status == "error" else "not run"
-    found = checks(recording)
-    if not found:
-        return "observed"
-    for prefix, name in (
-        ("before", "not reproduced"),
-        ("after.", "not corrected"),
-        ("rephrase.", "not corrected"),
-        ("controls", "side effect"),
-        ("", "other diagnosis"),
-    ):
-        if any(one.holds is False and (one.where.startswith(prefix) if prefix else not one.where) for one in found):
-            return name
-    return "not measured" if any(one.holds is None for one in found) else "confirmed"
 
 
 # --- the headline ----------------------------------------------------------------------------------------------------

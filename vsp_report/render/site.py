@@ -47,7 +47,9 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'"
 )
 """No script but the site's own files, no code made from text, no address outside of the site."""
-_DRAWING = ("charts.py", "figures.py", "findings.py", "ledger.py", "overlays.py", "site.py", "theme.py")
+_DRAWING = (
+    "../audit/words.py", "charts.py", "figures.py", "findings.py", "ledger.py", "overlays.py", "site.py", "theme.py",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DOWNLOADS = {
     RECORDING: ("Recording", "every figure on this page, as JSON"),
