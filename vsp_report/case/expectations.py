@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from typing import NamedTuple
 
 from vsp_report.case.kinds import As, Choice, Either, Named, Number, Record, Several, Share, Text, asked
@@ -29,6 +30,24 @@ class TextIs:
 
 
 @dataclass(frozen=True)
+class About:
+    """A number and how far from it is near enough; of two tolerances the wider one counts."""
+
+    value: float = asked(Number(), "the number")
+    abs: float | None = asked(Number(0), "by at most this", None)
+    rel: float | None = asked(Share(), "by at most this share of it", None)
+
+    def faults(self) -> Wrong:
+        if self.abs is None and self.rel is None:
+            yield (), "allows nothing", "Write abs or rel."
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        allowed = max(self.abs or 0.0, (self.rel or 0.0) * abs(self.value))
+        return self.value - allowed, self.value + allowed
+
+
+@dataclass(frozen=True)
 class NumberIs:
     """Comparisons of a number; all of them hold."""
 
@@ -36,6 +55,7 @@ class NumberIs:
     le: float | None = asked(Number(), "less than or equal to", None)
     gt: float | None = asked(Number(), "greater than", None)
     ge: float | None = asked(Number(), "greater than or equal to", None)
+    about: About | None = asked(Record(About), "near a number: {value: -3, abs: 0.5}", None)
 
     def faults(self) -> Wrong:
         yield from _never(self)
@@ -49,6 +69,7 @@ class ShareIs:
     le: float | None = asked(Share(), "less than or equal to", None)
     gt: float | None = asked(Share(), "greater than", None)
     ge: float | None = asked(Share(), "greater than or equal to", None)
+    about: About | None = asked(Record(About), "near a share: {value: 0.8, abs: 0.1}", None)
 
     def faults(self) -> Wrong:
         yield from _never(self)
@@ -56,8 +77,8 @@ class ShareIs:
 
 def _never(asked_for: NumberIs | ShareIs) -> Wrong:
     given = {op: getattr(asked_for, op) for op in ("lt", "le", "gt", "ge") if getattr(asked_for, op) is not None}
-    if not given:
-        yield (), "compares with nothing", "Write lt, le, gt or ge with a number."
+    if not given and asked_for.about is None:
+        yield (), "compares with nothing", "Write lt, le, gt or ge with a number, or about."
     least = max((given[op] for op in ("gt", "ge") if op in given), default=None)
     most = min((given[op] for op in ("lt", "le") if op in given), default=None)
     if least is not None and most is not None and (least > most or (least == most and set(given) & {"lt", "gt"})):
@@ -95,8 +116,10 @@ class ControlsOutcome:
 
 @dataclass(frozen=True)
 class Repeat:
-    seeds: tuple[int, ...] = asked(Several(SEED, 2, 100, unique=True), "the seeds to run with")
-    agree: float = asked(Share(), "the share of them that must meet everything; fewer is unstable", 1.0)
+    """More runs of the same case. The case's own run, with its own seed, counts as one of them."""
+
+    seeds: tuple[int, ...] = asked(Several(SEED, 2, 100, unique=True), "the seeds to run with, beside the case's own")
+    agree: float = asked(Share(), "the share of the runs that must meet everything; fewer is unstable", 1.0)
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,16 @@ class Expectation:
         None,
     )
 
+    def faults(self) -> Wrong:
+        try:
+            date.fromisoformat(self.review_by or "2000-01-01")
+        except ValueError:
+            yield ("review_by",), f"is {self.review_by}, which is no day", "Write one, such as 2030-12-31."
+
+    def overdue(self, today: str) -> bool:
+        """Whether the day of the review has passed; `today` as 2030-12-31."""
+        return self.review_by is not None and today > self.review_by
+
     def outcomes(self) -> Iterator[tuple[str, Outcome | ControlsOutcome]]:
         if self.before is not None:
             yield "before", self.before
@@ -178,3 +211,7 @@ def _checks(where: str, outcome: Outcome | ControlsOutcome) -> Iterator[Check]:
             for op in ("lt", "le", "gt", "ge"):
                 if (wanted := getattr(asked_for, op)) is not None:
                     yield Check(where, metric, op, wanted, f"{path}.{op}")
+            if asked_for.about is not None:
+                least, most = asked_for.about.ends
+                yield Check(where, metric, "ge", least, f"{path}.about")
+                yield Check(where, metric, "le", most, f"{path}.about")

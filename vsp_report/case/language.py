@@ -153,8 +153,11 @@ class Case:
         return dict(sorted(Record(Case).plain(self).items()))
 
     def computed(self) -> dict[str, Any]:
-        """The part of `resolved()` that figures depend on: without title, story, failure, tags, and expectations."""
-        return {key: value for key, value in self.resolved().items() if key not in (*TOLD, "needs")}
+        """The part of `resolved()` that figures depend on: without title, story, failure, tags, and expectations, of
+        which only the seeds are a matter of the run."""
+        seeds = [seed for seed in self.expect.repeat.seeds if seed != self.seed] if self.expect.repeat else []
+        computed = {key: value for key, value in self.resolved().items() if key not in (*TOLD, "needs")}
+        return computed | ({"repeat": seeds} if seeds else {})
 
     def faults(self) -> Wrong:
         yield from self._faults_of_names()

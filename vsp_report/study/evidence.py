@@ -7,6 +7,7 @@
     steer_all(inquiry)     the case's steerings, each beside its matched controls
     sweep(inquiry)         steerings at several strengths
     rephrase(inquiry)      the same question in other words
+    repeat(inquiry)        all of it with other seeds, where the case asks for that (study/repeat.py)
     save(inquiry)          the recording, whole or absent
 
 A classification goes the same way; it has no tokens, and so no heatmap. Each step stands on those before it. One that
@@ -358,7 +359,9 @@ def save(inquiry: Inquiry) -> Path:
 
 def record(path: str | Path, folder: str | Path, device: str | None = None) -> Recording:
     """All steps in one: what the notebook does, cell by cell."""
+    from vsp_report.study.repeat import repeat  # it takes these steps itself
+
     inquiry = open_case(path, folder, device)
-    for one in (look, cluster, attribute, steer_all, sweep, rephrase, save):
+    for one in (look, cluster, attribute, steer_all, sweep, rephrase, repeat, save):
         one(inquiry)
     return inquiry.recording()

@@ -41,6 +41,7 @@ from vsp_report.recording import (
     Latent,
     Provenance,
     Recording,
+    Repeated,
     Rephrased,
     Steered,
     Stop,
@@ -100,6 +101,7 @@ class Inquiry:
     steered: tuple[Steered, ...] = ()
     swept: tuple[Swept, ...] = ()
     rephrased: tuple[Rephrased, ...] = ()
+    repeats: tuple[Repeated, ...] = ()
 
     @property
     def ranks(self) -> Rankings:
@@ -139,7 +141,7 @@ class Inquiry:
             latents=tuple(_latent(self, k) for k in shown),
             heatmap=self.heat and _heatmap(self, shown),
             attributions=_attributions(self), agreements=self.agreements, steered=self.steered, swept=self.swept,
-            rephrased=self.rephrased, classified=self.classified, arrays=_arrays(self, shown),
+            rephrased=self.rephrased, classified=self.classified, repeats=self.repeats, arrays=_arrays(self, shown),
         )  # fmt: skip
 
     def save(self, stop: Stop | None = None, status: str = "ok") -> Path:
