@@ -5,6 +5,7 @@
     language      a case, declared once, with pictures, steerings and expectations
     files         files and folders of cases
     schema        the declaration as JSON Schema, and cases to start from
+    written       a case's plain data as the text of a case file
 """
 
 from vsp_report.case.expectations import (
@@ -46,12 +47,13 @@ from vsp_report.case.steerings import (
     Steering,
     Sweep,
 )
+from vsp_report.case.written import case_yaml
 
 __all__ = [
     "DIAGNOSES", "FAILURES", "AllLatents", "ByCluster", "ByLabel", "ByNumber", "ByRank", "Case", "CaseFaults",
     "ChartImage", "Check", "Classification", "Contrast", "Controls", "ControlsOutcome", "Decoding", "Drawn", "Edit",
     "Expectation", "Heatmap", "Image", "ImageFile", "Latents", "NumberIs", "Outcome", "Plain", "Planted", "Read",
     "Region", "Repeat", "Rephrasing", "Sampled", "SceneImage", "ShareIs", "SteeredOutcome", "Steering", "Sweep",
-    "TextIs", "Tolerance", "case_files", "case_schema", "load_case", "load_cases", "make_case", "read_cases",
-    "templates", "write_starter",
+    "TextIs", "Tolerance", "case_files", "case_schema", "case_yaml", "load_case", "load_cases", "make_case",
+    "read_cases", "templates", "write_starter",
 ]  # fmt: skip

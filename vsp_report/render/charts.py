@@ -15,11 +15,13 @@ import altair as alt
 import numpy as np
 
 from vsp_report.recording import Attribution, ClassScores, ControlDraws, Swept
-from vsp_report.render.findings import number
+from vsp_report.render.findings import number, p_value
 from vsp_report.render.theme import LIGHT, chart_config, finished_svg
 
 CONTROL_KINDS = {"latents": "other latents", "directions": "random directions", "untrained": "untrained SAE"}
 _DOSE_MARGIN = 1.35
+SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+~g')"
+"""Of an axis of changes: a sign before everything but zero."""
 
 
 def svg(chart: alt.TopLevelMixin) -> str:
@@ -67,10 +69,10 @@ def control_histogram(
                              "to": round(float(edges[i + 1]), 4), "draws": int(count), "none": 0})  # fmt: skip
     kinds = [CONTROL_KINDS[draws.kind] for draws in controls]
     scale = alt.Scale(domain=[float(edges[0]), float(edges[-1])], nice=False, zero=False)
-    title = f"← towards “{contrast[1][:24]}”   change of the log-odds   towards “{contrast[0][:24]}” →"
+    title = f"← towards “{contrast[1][:20]}”   change of the log-odds   towards “{contrast[0][:20]}” →"
 
     def across(last: bool) -> alt.X:
-        shown = alt.Axis(tickCount=7, format="+.1f", labels=last, ticks=last)
+        shown = alt.Axis(tickCount=7, labelExpr=SIGNED, labels=last, ticks=last)
         return alt.X("from:Q", scale=scale, title=title if last else None, axis=shown)
 
     bars = (
@@ -79,7 +81,8 @@ def control_histogram(
         .encode(x2="to:Q", y=alt.Y("draws:Q", title=None, axis=alt.Axis(tickCount=2, domain=False)), y2="none:Q",
                 tooltip=["kind:N", "draws:Q", alt.Tooltip("from:Q", format="+.2f"), alt.Tooltip("to:Q", format="+.2f")])
     )  # fmt: skip
-    here = [{"kind": kind, "change": change, "label": number(change, 1, signed=True)} for kind in kinds]
+    here = [{"kind": CONTROL_KINDS[draws.kind], "change": change, "label": _with_p(change, draws.p)}
+            for draws in controls]  # fmt: skip
     rule = alt.Chart(_rows(here)).mark_rule(aria=False, color=LIGHT["after"], strokeWidth=2.5).encode(x="change:Q")
     beyond = change > (low + high) / 2
     style = {"aria": False, "fontSize": 13, "fontWeight": "bold", "y": 8, "dx": -6 if beyond else 6,
@@ -101,6 +104,12 @@ def control_histogram(
     return _framed(alt.vconcat(*layers, spacing=8).resolve_scale(x="shared"), description)
 
 
+def _with_p(change: float, p: float | None) -> str:
+    said = p_value(p)
+    p_said = "" if p is None else f"  p {said}" if said.startswith("<") else f"  p = {said}"
+    return number(change, 1, signed=True) + p_said
+
+
 def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> alt.TopLevelMixin:
     """The margin at every recorded strength. Points are what was measured; the line only leads the eye."""
     rows = [
@@ -110,16 +119,14 @@ def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> 
     ]  # fmt: skip
     largest = max([abs(row["margin"]) for row in rows], default=1.0) * _DOSE_MARGIN or 1.0
     y = alt.Y("margin:Q", scale=alt.Scale(domain=[-largest, largest], nice=False),
-              title="log-odds", axis=alt.Axis(tickCount=5, format="+.0f", grid=True))  # fmt: skip
+              title="log-odds", axis=alt.Axis(tickCount=5, labelExpr=SIGNED, grid=True))  # fmt: skip
     x = alt.X("factor:Q", title="strength of the latents (1: untouched, 0: ablated)",
               scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=6, format="~g"))  # fmt: skip
     base = alt.Chart(_rows(rows))
     line = base.mark_line(aria=False, color=LIGHT["before"], strokeWidth=1.5).encode(x=x, y=y)
     points = base.mark_point(aria=False, filled=True, size=70, opacity=1).encode(
         x=x, y=y, tooltip=[alt.Tooltip("factor:Q", format="~g"), alt.Tooltip("margin:Q", format="+.2f"), "answer:N"],
-        shape=alt.Shape("side:N", legend=None, scale=alt.Scale(domain=["right", "wrong"], range=["circle", "square"])),
-        color=alt.Color("side:N", legend=None,
-                        scale=alt.Scale(domain=["right", "wrong"], range=[LIGHT["right"], LIGHT["wrong"]])),
+        shape=_sides(alt.Shape), color=_sides(alt.Color),
     )  # fmt: skip
     zero = _zero().encode(y="zero:Q")
     sides = [{"side": "right", "at": largest * 0.94, "label": f"says “{contrast[0][:28]}”"},
@@ -129,7 +136,52 @@ def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> 
         .mark_text(aria=False, align="right", x="width", fontSize=12)
         .encode(y="at:Q", text="label:N", color=alt.Color("side:N", legend=None))
     )
-    return _framed(alt.layer(zero, line, points, labels).properties(width=440, height=220), description)
+    layers = [zero, line, points, labels]
+    if swept.flip_factor is not None:
+        at = alt.Chart(_rows([{"at": swept.flip_factor, "label": f"turns at {swept.flip_factor:.2g}"}]))
+        layers.insert(0, at.mark_rule(aria=False, color=LIGHT["after"], strokeDash=[4, 3]).encode(x="at:Q"))
+        named = at.mark_text(aria=False, align="left", dx=5, y=10, color=LIGHT["after"], fontSize=12)
+        layers.append(named.encode(x="at:Q", text="label:N"))
+    return _framed(alt.layer(*layers).properties(width=440, height=220), description)
+
+
+def rounds(rows: Sequence[dict[str, Any]], contrast: tuple[str, str], description: str) -> alt.TopLevelMixin:
+    """Steerings one on top of the other: rows (round, does, answer, margin, side), from top to bottom."""
+    margins = [row["margin"] for row in rows] + [0.0]
+    low, high = min(margins), max(margins)
+    pad = 0.16 * max(high - low, 0.2)
+    names = ["as it is" if row["round"] == "0" else f"round {row['round']}" for row in rows]
+    rows = [row | {"name": name, "place": place, "shown": f"“{row['answer'][:28]}”"}
+            for place, (row, name) in enumerate(zip(rows, names, strict=True))]  # fmt: skip
+    y = alt.Y("name:N", sort=names, title=None,
+              axis=alt.Axis(domain=False, ticks=False, labelPadding=10, labelColor=LIGHT["ink"]))  # fmt: skip
+    x = alt.X("margin:Q", scale=alt.Scale(domain=[low - pad, high + pad], nice=False), title=_directions(contrast),
+              axis=alt.Axis(tickCount=6, labelExpr=SIGNED))  # fmt: skip
+    base = alt.Chart(_rows(rows))
+    line = base.mark_line(aria=False, color=LIGHT["before"], strokeWidth=1.5).encode(
+        x=x, y=y, order=alt.Order("place:O"))  # fmt: skip
+    points = base.mark_point(aria=False, filled=True, size=90, opacity=1).encode(
+        x=x, y=y, shape=_sides(alt.Shape), color=_sides(alt.Color),
+        tooltip=["name:N", "does:N", "answer:N", alt.Tooltip("margin:Q", format="+.2f")],
+    )  # fmt: skip
+    middle = (low + high) / 2
+    labels = [
+        base.transform_filter(alt.datum.margin <= middle).mark_text(aria=False, align="left", dx=9, dy=-9),
+        base.transform_filter(alt.datum.margin > middle).mark_text(aria=False, align="right", dx=-9, dy=-9),
+    ]
+    said = [label.encode(x=x, y=y, text="shown:N", color=_sides(alt.Color)) for label in labels]
+    zero = _zero().encode(x="zero:Q")
+    return _framed(alt.layer(zero, line, points, *said).properties(width=440, height=44 * len(rows)), description)
+
+
+def _sides(channel: Any) -> Any:
+    """right and wrong: two hues, and two shapes for who sees no hues."""
+    ends = [LIGHT["right"], LIGHT["wrong"]] if channel is alt.Color else ["circle", "square"]
+    return channel("side:N", legend=None, scale=alt.Scale(domain=["right", "wrong"], range=ends))
+
+
+def _directions(contrast: tuple[str, str]) -> str:
+    return f"← “{contrast[1][:24]}”   log-odds   “{contrast[0][:24]}” →"
 
 
 # --- concepts --------------------------------------------------------------------------------------------------------

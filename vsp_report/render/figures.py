@@ -14,9 +14,19 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from vsp_report.recording import Clustering, Recording, Steered, Swept
+from vsp_report.recording import Clustering, ControlDraws, Recording, Steered, Swept
 from vsp_report.render import charts
-from vsp_report.render.findings import contrast_of, headline_steering, number, p_value, share
+from vsp_report.render.arms import rounds_of
+from vsp_report.render.findings import (
+    contrast_of,
+    counted,
+    headline_steering,
+    number,
+    p_value,
+    share,
+    steering_words,
+    tone,
+)
 
 TABLE_ROWS = 60
 """Longer tables are cut on the page; the CSV has all rows."""
@@ -61,6 +71,7 @@ def figures_of(recording: Recording) -> dict[str, Figure]:
     best = headline_steering(recording)
     ordered = sorted(recording.steered, key=lambda one: one is not best)
     found += [_controls(recording, one, i) for i, one in enumerate(ordered) if one.change is not None and _drawn(one)]
+    found += [_rounds(recording, rounds, i) for i, rounds in enumerate(rounds_of(recording)) if _measured(rounds)]
     found += [_dose(recording, swept, i) for i, swept in enumerate(recording.swept) if contrast_of(recording)]
     if recording.heatmap is not None and recording.arrays.heatmap_TL is not None and recording.heatmap.clusterings:
         found.append(_heatmap(recording))
@@ -86,7 +97,7 @@ def _drawn(steered: Steered) -> list[Any]:
 def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
     controls = _drawn(steered)
     said = [
-        f"{len(d.changes)} {charts.CONTROL_KINDS[d.kind]}: {number(min(d.changes), 1, True)} to "
+        f"{counted(len(d.changes), 'draw')} of {charts.CONTROL_KINDS[d.kind]} {number(min(d.changes), 1, True)} to "
         f"{number(max(d.changes), 1, True)}" + (f" (p = {p_value(d.p)})" if d.p is not None else "")
         for d in controls
     ]
@@ -94,17 +105,56 @@ def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
     ranges = "; ".join(said) + "."
     rows = [(charts.CONTROL_KINDS[d.kind], n, change) for d in controls for n, change in enumerate(d.changes, 1)]
     rows = [(f"{steered.name} itself", 0, steered.change), *rows]
-    flips = [d.flips for d in controls if d.flips is not None]
-    also = f" At most {share(max(flips))} of a kind change the answer." if flips else ""
+    also = _flipping(controls)
     description = f"Histogram of the changes that matched controls make; {steered.name} makes {moved}. {ranges}"
     contrast = contrast_of(recording) or ("right", "wrong")
     return Figure(
         _id("controls", place, steered.name),
         description,
-        f"By how much “{steered.name}” moves the log-odds (line, {moved}), and what its matched controls do (grey): "
+        f"How far “{steered.name}” moves the log-odds (line, {moved}), and how far its matched controls do (grey): "
         f"{ranges}{also}",
         Table(("arm", "draw", "change of the log-odds"), tuple(rows)),
         lambda: charts.control_histogram(steered.change, controls, description, contrast),
+    )
+
+
+def _flipping(controls: Sequence[ControlDraws]) -> str:
+    flips = {charts.CONTROL_KINDS[d.kind]: d.flips for d in controls if d.flips is not None}
+    if not flips:
+        return ""
+    if not any(flips.values()):
+        return " None of them changes the answer."
+    some = [f"{share(of)} of the {kind}" for kind, of in flips.items() if of]
+    return f" The answer changes with {' and '.join(some)}."
+
+
+def _measured(rounds: Sequence[Steered]) -> bool:
+    return all(one.after.margin is not None for one in rounds)
+
+
+def _rounds(recording: Recording, rounds: tuple[Steered, ...], place: int) -> Figure:
+    contrast = contrast_of(recording)
+    clean = [("0", "the model as it is", recording.clean)] if recording.clean is not None else []
+    stages = clean + [(str(n), steering_words(one, named=False).partition("; on top of")[0], one.after)
+                      for n, one in enumerate(rounds, 1)]  # fmt: skip
+    rows, before = [], None
+    for name, does, answered in stages:
+        moved = None if before is None or answered.margin is None else answered.margin - before
+        rows.append((name, does, answered.text.strip(), answered.margin, moved))
+        before = answered.margin
+    was = tone(recording.clean, contrast)
+    turned = next((n for n, one in enumerate(rounds, 1) if tone(one.after, contrast) not in ("", was)), None)
+    said = f"The answer turns in round {turned}." if turned else "The answer does not turn."
+    description = f"Log-odds after each of {counted(len(rounds), 'round')} of steering. {said}"
+    drawn = [{"round": row[0], "does": row[1], "answer": row[2][:60], "margin": row[3],
+              "side": tone(stage[2], contrast) or ("right" if (row[3] or 0) > 0 else "wrong")}
+             for row, stage in zip(rows, stages, strict=True) if row[3] is not None]  # fmt: skip
+    return Figure(
+        _id("rounds", place, rounds[-1].name),
+        description,
+        f"Round by round: each edits on top of the one before. {said}",
+        Table(("round", "edit", "answer", "log-odds", "change in this round"), tuple(rows)),
+        lambda: charts.rounds(drawn, contrast or ("right", "wrong"), description),
     )
 
 
@@ -138,6 +188,15 @@ def normalised(values_TL: np.ndarray, how: str) -> np.ndarray:
 def cluster_name(clustering: Clustering, cluster: int) -> str:
     name = clustering.names[cluster] if cluster < len(clustering.names) else ""
     return f"{cluster} {name}".strip()
+
+
+def cluster_names(recording: Recording) -> tuple[str, ...]:
+    """Of the grouping that the page opens with."""
+    heat = recording.heatmap
+    if heat is None or not heat.clusterings or recording.arrays.heatmap_TL is None:
+        return ()
+    first = heat.clusterings[0]
+    return tuple(cluster_name(first, cluster) for cluster in range(len(set(first.clusters))))
 
 
 def heatmap_tables(recording: Recording) -> dict[str, list[dict[str, Any]]]:
@@ -277,5 +336,3 @@ def before_after(rows: Sequence[dict[str, Any]]) -> Figure:
         Table(("case", "before", "after"), tuple((row["title"], row["before"], row["after"]) for row in rows)),
         lambda: charts.margins_before_after(rows, description),
     )
-
-

@@ -125,6 +125,14 @@ def contrast_of(recording: Recording) -> tuple[str, str] | None:
     return (asked["right"], asked["wrong"]) if asked else None
 
 
+def mode_of(recording: Recording) -> tuple[str, bool]:
+    """The failure mode, and whether it was found; else it is what the author believes. Empty for none of the two."""
+    if recording.diagnosis is not None:
+        return recording.diagnosis.mode, True
+    believed = recording.case.get("failure") or ""
+    return (believed if believed in MODES else ""), False
+
+
 def headline_steering(recording: Recording) -> Steered | None:
     """The steering that the page opens with: one that puts a wrong answer right, else the strongest."""
     contrast = contrast_of(recording)

@@ -1,4 +1,4 @@
-"""Pages: recording -> the values of its page; one typed function per page. No HTML, no files.
+"""Pages: a recording -> the values of its page. No HTML, no files; the index has a module of its own.
 
 A template decides where a value stands and what it looks like; nothing is computed there. Every text of a recording
 is data: it is escaped where it is shown.
@@ -6,16 +6,16 @@ is data: it is escaped where it is shown.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+import re
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from vsp_report.recording import Answered, Collateral, Evidence, Latent, Recording, Rephrased, Steered, Stop
+from vsp_report.case import case_yaml
+from vsp_report.recording import Collateral, Latent, Recording, Stop
 from vsp_report.recording.parts import Row
-from vsp_report.render import figures, prose
+from vsp_report.render import arms, figures, looking, prose
+from vsp_report.render.arms import Arm, Turn
+from vsp_report.render.case_data import script_data
 from vsp_report.render.figures import Figure, Table
 from vsp_report.render.findings import (
     MODES,
@@ -26,72 +26,15 @@ from vsp_report.render.findings import (
     contrast_of,
     counted,
     headline,
-    headline_steering,
+    mode_of,
     number,
     p_value,
     plain,
     share,
     steering_words,
-    tone,
     verdict,
-    word_changes,
 )
-
-SHADES = 9
-TOP_BARS = 12
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A margin as a bar from the middle, and its interval, in hundredths of half the width."""
-
-    start: float
-    width: float
-    side: str
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One line of the table of answers: the model under some condition."""
-
-    name: str
-    does: str
-    answer: tuple[Run, ...]
-    tone: str
-    margin: str
-    bar: Bar | None
-    change: str = ""
-    interval: str = ""
-    p: str = ""
-    flips: str = ""
-    latents: str = ""
-    best: bool = False
-    indented: bool = False
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A token of the strip."""
-
-    place: int
-    text: str
-    kind: str
-    shade: int
-    """0 to `SHADES`: how much of its attention is on the picture"""
-    selected: bool
-    probability: str
-
-
-@dataclass(frozen=True)
-class LatentBar:
-    place: int
-    number: int
-    label: str
-    value: str
-    length: float
-    """of 100"""
+from vsp_report.render.looking import LatentBar, Line
 
 
 @dataclass(frozen=True)
@@ -102,31 +45,14 @@ class Download:
 
 
 @dataclass(frozen=True)
-class Card:
-    """A case on the index. Plain data: it is kept from build to build."""
+class Tested:
+    """A line of the evidence that led to the diagnosis."""
 
-    id: str
-    title: str
-    status: str
-    verdict: str
-    tone: str
-    mode: str
-    mode_name: str
-    model: str
-    tap: str
-    tags: tuple[str, ...]
-    headline: str
-    prompt: str
-    before: str
-    before_tone: str
-    after: str
-    after_tone: str
-    after_name: str
-    margin_before: float | None
-    margin_after: float | None
-    alt: str = ""
-    thumbnail: str = ""
-    """relative to the site; empty where there is no picture"""
+    test: str
+    finding: str
+    change: str
+    p: str
+    holds: bool | None
 
 
 @dataclass(frozen=True)
@@ -142,6 +68,8 @@ class CasePage:
     mode_means: str
     mode_found: bool
     """by the diagnosis; else it is what the author believes"""
+    mode_believed: str
+    """what the author believed, where something else was found"""
     headline: tuple[Run, ...]
     description: str
     facts: tuple[str, ...]
@@ -152,40 +80,47 @@ class CasePage:
     picture_alt: str
     width_px: int
     height_px: int
-    tokens: tuple[Spot, ...]
+    lines: tuple[Line, ...]
+    words: Table
     selected: str
     opens: Row
     bars: tuple[LatentBar, ...]
+    labelled: bool
+    """whether a latent has a name"""
     arms: tuple[Arm, ...]
+    has_margins: bool
     has_controls: bool
+    turns: tuple[Turn, ...]
     rephrased: tuple[Arm, ...]
     collateral: tuple[tuple[str, Collateral], ...]
     figures: dict[str, Figure]
+    clusters: tuple[str, ...]
     latents: Table
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[Tested, ...]
     diagnosis_runs: int | None
     agreements: Table
     minimal: str
+    settings: Table
+    """what was recorded of steering, for who tries it without a model"""
     checks: tuple[Checked, ...]
     repeats: Table
     stop: Stop | None
     command: str
     provenance: tuple[tuple[str, str], ...]
+    bibtex: str
     data: dict[str, Any] | None
     """for the page's script"""
 
 
-# --- a case --------------------------------------------------------------------------------------------------------
-
-
-def case_page(recording: Recording) -> CasePage:
+def case_page(recording: Recording, atlas: str = "") -> CasePage:
+    """`atlas`: where the site tells of the latents of this SAE, as an address from the page; empty if nowhere."""
     case, contrast = recording.case, contrast_of(recording)
     named = verdict(recording)
-    mode, found = _mode(recording)
-    said = tuple(headline(recording, brief=True))
-    opens = start(recording)
-    scale = _margin_scale(recording)
+    mode, found = mode_of(recording)
+    believed = case.get("failure") or ""
+    opens = looking.start(recording)
     picture = recording.image
+    lines = arms.arms_of(recording)
     return CasePage(
         id=recording.id,
         title=case["title"],
@@ -197,7 +132,8 @@ def case_page(recording: Recording) -> CasePage:
         mode_name=MODES[mode][0] if mode else "",
         mode_means=MODES[mode][1] if mode else "",
         mode_found=found,
-        headline=said,
+        mode_believed=MODES[believed][0] if found and believed in MODES and believed != mode else "",
+        headline=tuple(headline(recording, brief=True)),
         description=plain(headline(recording))[:300],
         facts=_facts(recording),
         story=prose.story(case.get("story")),
@@ -207,33 +143,34 @@ def case_page(recording: Recording) -> CasePage:
         picture_alt=(picture.alt if picture and picture.alt else "The picture of this case"),
         width_px=picture.width_px if picture else 0,
         height_px=picture.height_px if picture else 0,
-        tokens=_strip(recording, opens),
+        lines=looking.strip(recording, opens),
+        words=looking.words_table(recording, opens),
         selected=recording.tokens[opens.token].text.strip() if opens else "",
         opens=opens.row if opens else "predicting",
-        bars=_bars(recording, opens),
-        arms=_arms(recording, scale),
+        bars=looking.bars(recording, opens),
+        labelled=any(one.label for one in recording.latents),
+        arms=lines,
+        has_margins=any(one.bar for one in lines),
         has_controls=any(one.controls or one.change is not None for one in recording.steered),
-        rephrased=tuple(_rephrased(one, contrast, scale) for one in recording.rephrased),
+        turns=arms.turns_of(recording),
+        rephrased=arms.rephrased_of(recording),
         collateral=tuple((one.name, other) for one in recording.steered for other in one.collateral),
         figures=figures.figures_of(recording),
+        clusters=figures.cluster_names(recording),
         latents=_latents(recording),
-        evidence=recording.diagnosis.evidence if recording.diagnosis else (),
+        evidence=_evidence(recording),
         diagnosis_runs=recording.diagnosis.runs if recording.diagnosis else None,
         agreements=_agreements(recording),
         minimal=_minimal(recording),
+        settings=_settings(recording),
         checks=tuple(checks(recording)),
         repeats=_repeats(recording),
         stop=recording.stop,
         command=recording.provenance.command or f"vsp-report run {recording.id}",
         provenance=_provenance(recording),
-        data=_script_data(recording, opens),
+        bibtex=bibtex(recording),
+        data=script_data(recording, opens, atlas),
     )
-
-
-def _mode(recording: Recording) -> tuple[str, bool]:
-    if recording.diagnosis is not None:
-        return recording.diagnosis.mode, True
-    return recording.case.get("failure") or "", False
 
 
 def _facts(recording: Recording) -> tuple[str, ...]:
@@ -243,128 +180,12 @@ def _facts(recording: Recording) -> tuple[str, ...]:
     return tuple(filter(None, (made.model or case["model"], made.tap or case.get("tap") or "", where)))
 
 
-class Start(NamedTuple):
-    """What a page opens with: a token, and whose attention."""
-
-    token: int
-    row: Row
-
-    def attention(self, recording: Recording) -> np.ndarray:
-        return np.nan_to_num(recording.arrays.attention(self.row)[self.token].astype(float))
-
-
-def start(recording: Recording) -> Start | None:
-    """The word of the answer that tells it from the other, and what the model looked at as it said it; else the last
-    token that has a row."""
-    wanted: Row = recording.heatmap.row if recording.heatmap else "predicting"
-    if recording.grid is None:
-        return None
-    for row in (wanted, "predicting", "own"):
-        if (attention_TP := recording.arrays.attention(row)) is None:
-            continue
-        there = np.flatnonzero(np.isfinite(attention_TP).any(1))
-        answer = [t for t in there if recording.tokens[t].kind == "answer"]
-        # “the purple bar” or “the yellow bar”: the model chooses where they part.
-        telling = [t for t in answer if recording.tokens[t].text.strip().casefold() not in _shared(recording)]
-        if len(there):
-            return Start(int((telling or answer or list(there[-1:]))[0]), row)
-    return None
-
-
-def _shared(recording: Recording) -> set[str]:
-    """Words that both answers of the contrast have."""
-    answers = [set(answer.casefold().split()) for answer in contrast_of(recording) or ()]
-    return set.intersection(*answers) if answers else set()
-
-
-def _strip(recording: Recording, opens: Start | None) -> tuple[Spot, ...]:
-    if opens is None:
-        return ()
-    totals = np.nan_to_num(recording.arrays.attention(opens.row).astype(float)).sum(1)
-    top = totals.max(initial=0) or 1.0
+def _evidence(recording: Recording) -> tuple[Tested, ...]:
     return tuple(
-        Spot(t, token.text, token.kind, round(SHADES * float(totals[t]) / top), t == opens.token,
-             "" if token.log_prob is None else share(float(np.exp(token.log_prob))))
-        for t, token in enumerate(recording.tokens)
+        Tested(one.test, one.finding, number(one.change, 2, True) if one.change is not None else "",
+               p_value(one.p) if one.p is not None else "", one.holds)
+        for one in (recording.diagnosis.evidence if recording.diagnosis else ())
     )  # fmt: skip
-
-
-def _bars(recording: Recording, opens: Start | None) -> tuple[LatentBar, ...]:
-    """The strongest latents where this token looks."""
-    arrays = recording.arrays
-    if opens is None or arrays.maps_LP is None or not recording.latents:
-        return ()
-    values = np.nan_to_num(arrays.maps_LP.astype(float)) @ opens.attention(recording)
-    values[[one.noisy for one in recording.latents]] = 0
-    order = [i for i in np.argsort(-values, kind="stable")[:TOP_BARS] if values[i] > 0]
-    top = max((values[i] for i in order), default=1.0)
-    return tuple(
-        LatentBar(int(i), recording.latents[i].number, recording.latents[i].label, f"{values[i]:.3g}",
-                  round(100 * float(values[i] / top), 1))
-        for i in order
-    )  # fmt: skip
-
-
-def _margin_scale(recording: Recording) -> float:
-    answers = [recording.clean, recording.reconstructed, *(one.after for one in recording.steered)]
-    answers += [one.answered for one in recording.rephrased]
-    return max([abs(one.margin) for one in answers if one is not None and one.margin is not None], default=0.0) * 1.08
-
-
-def _bar(margin: float | None, scale: float, interval: tuple[float, float] | None = None) -> Bar | None:
-    if margin is None or not scale:
-        return None
-    place = round(100 * margin / scale, 2)
-    ends = [round(max(-100.0, min(100.0, 100 * end / scale)), 2) for end in interval] if interval else [None, None]
-    return Bar(min(0.0, place), abs(place), "right" if margin > 0 else "wrong", *ends)
-
-
-def _arms(recording: Recording, scale: float) -> tuple[Arm, ...]:
-    contrast, clean = contrast_of(recording), recording.clean
-    arms = []
-    for name, does, one in (("clean", "the model as it is", clean),
-                            ("reconstructed", "through the SAE, nothing edited", recording.reconstructed)):  # fmt: skip
-        if one is not None:
-            words = _answer(None if one is clean else clean, one)
-            margin, bar = number(one.margin, 2, True), _bar(one.margin, scale)
-            arms.append(Arm(name, does, words, tone(one, contrast), margin, bar))
-    best = headline_steering(recording)
-    return (*arms, *(_steered(one, clean, contrast, scale, one is best) for one in recording.steered))
-
-
-def _answer(before: Answered | None, after: Answered) -> tuple[Run, ...]:
-    """A longer answer is shown as what changed in it."""
-    if before is None or len(before.text.split()) < 5 or before.text == after.text:
-        return (Run(after.text.strip() + ("" if after.ended else " …")),)
-    return tuple(word_changes(before.text, after.text))
-
-
-def _steered(one: Steered, clean: Answered | None, contrast: Any, scale: float, best: bool) -> Arm:
-    was = clean.margin if clean else None
-    ends = (was + one.interval[0], was + one.interval[1]) if one.interval and was is not None else None
-    flips = [draws.flips for draws in one.controls if draws.flips is not None]
-    numbers = sorted({n for edit in one.edits if edit.latents != "all" for n in edit.latents})
-    return Arm(
-        one.name,
-        steering_words(one) + (", reconstructing" if one.mode == "reconstruct" else ""),
-        _answer(clean, one.after),
-        tone(one.after, contrast),
-        number(one.after.margin, 2, True),
-        _bar(one.after.margin, scale, ends),
-        number(one.change, 2, True) if one.change is not None else "–",
-        f"{number(one.interval[0], 2, True)} to {number(one.interval[1], 2, True)}" if one.interval else "",
-        p_value(one.p),
-        share(max(flips)) if flips else "–",
-        ", ".join(map(str, numbers)),
-        best,
-        one.onto is not None,
-    )
-
-
-def _rephrased(one: Rephrased, contrast: tuple[str, str] | None, scale: float) -> Arm:
-    asked = one.contrast or contrast
-    return Arm(one.name, one.prompt, _answer(None, one.answered), tone(one.answered, asked),
-               number(one.answered.margin, 2, True), _bar(one.answered.margin, scale))  # fmt: skip
 
 
 def _latents(recording: Recording) -> Table:
@@ -375,7 +196,13 @@ def _latents(recording: Recording) -> Table:
         return (one.number, one.label, one.strongest, one.total, frequency, one.mean_activation, seen, filtered)
 
     head = ("latent", "label", "strongest here", "total here", "frequency", "mean activation", "references", "note")
-    return Table(head, tuple(facts(one) for one in recording.latents))
+    return _without_empty(Table(head, tuple(facts(one) for one in recording.latents)))
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the columns that say nothing."""
+    kept = [i for i in range(len(table.head)) if any(row[i] not in (None, "") for row in table.rows)]
+    return Table(tuple(table.head[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows))
 
 
 def _agreements(recording: Recording) -> Table:
@@ -393,6 +220,22 @@ def _minimal(recording: Recording) -> str:
         f"The smallest set found that turns the answer has {counted(len(one.latents), 'latent')} ({listed}): with it "
         f"ablated the model says “{one.after.text.strip()}”. The search took {counted(one.runs, 'run')}."
     )
+
+
+def _settings(recording: Recording) -> Table:
+    """Every setting of the latents that was run, and what the model said."""
+    head = ("setting", "what is edited", "strength", "answer", "log-odds")
+    rows: list[tuple[Any, ...]] = []
+    if recording.clean is not None and (recording.steered or recording.swept):
+        rows.append(("clean", "nothing", None, recording.clean.text.strip(), recording.clean.margin))
+    rows += [(one.name, steering_words(one), None, one.after.text.strip(), one.after.margin)
+             for one in recording.steered]  # fmt: skip
+    rows += [(swept.of, "its latents, multiplied", dose.factor, dose.answered.text.strip(), dose.answered.margin)
+             for swept in recording.swept for dose in swept.doses]  # fmt: skip
+    if recording.minimal is not None:
+        after, listed = recording.minimal.after, ", ".join(map(str, recording.minimal.latents))
+        rows.append(("smallest set", f"ablate {listed}", None, after.text.strip(), after.margin))
+    return _without_empty(Table(head, tuple(rows)))
 
 
 def _repeats(recording: Recording) -> Table:
@@ -420,109 +263,38 @@ def _provenance(recording: Recording) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in facts if value)
 
 
-# --- what the page's script gets -------------------------------------------------------------------------------------
+# --- what is taken away ----------------------------------------------------------------------------------------------
 
 
-def _script_data(recording: Recording, opens: Start | None) -> dict[str, Any] | None:
-    arrays = recording.arrays
-    if opens is None:
-        return None
-    data: dict[str, Any] = {
-        "tokens": [token.text.strip() or token.text for token in recording.tokens],
-        "start": opens.token,
-        "whose": opens.row,
-        "width": recording.image.width_px if recording.image else 1,
-        "height": recording.image.height_px if recording.image else 1,
-        "attention": {row: _packed(arrays.attention(row)) for row in ("predicting", "own")
-                      if arrays.attention(row) is not None},
-        "latents": [[one.number, one.label, one.strongest, one.frequency, one.mean_activation, one.noisy,
-                     [[reference.id, reference.activation] for reference in one.references[:5]]]
-                    for one in recording.latents],
-    }  # fmt: skip
-    if arrays.boxes_P4 is not None:
-        data["boxes"] = [[_short(v) for v in box] if np.isfinite(box).all() else None for box in arrays.boxes_P4]
-    if arrays.maps_LP is not None:
-        data["maps"] = _packed(arrays.maps_LP)
-    if recording.heatmap is not None and arrays.heatmap_TL is not None:
-        values = [[_short(v) for v in row] for row in np.nan_to_num(arrays.heatmap_TL)]
-        data["heatmap"] = asdict(recording.heatmap) | {"values": values}
-    return data
+def files_of(case: CasePage, recording: Recording) -> dict[str, str | Table]:
+    """Files that stand beside the page: what was asked, what was said of each word, and how the case is cited."""
+    files: dict[str, str | Table] = {"case.yaml": case_yaml(recording.case), "cite.bib": case.bibtex}
+    return files | ({"words.csv": case.words} if case.words.rows else {})
 
 
-def _packed(values: np.ndarray) -> dict[str, Any]:
-    """Rows of bytes, each scaled to its own largest value: a 255th is finer than a screen. A row of NaN has no top."""
-    there = np.isfinite(values).any(1)
-    values = np.nan_to_num(values.astype(float))
-    top = values.max(axis=1, initial=0)
-    whole = np.rint(255 * np.divide(values, top[:, None], out=np.zeros_like(values), where=top[:, None] > 0))
-    tops = [_short(value) if seen else None for value, seen in zip(top, there, strict=True)]
-    return {"top": tops, "bytes": base64.b64encode(whole.astype(np.uint8).tobytes()).decode()}
+# --- how it is cited -------------------------------------------------------------------------------------------------
+
+_TEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", **{c: f"\\{c}" for c in "#$%&_"}, "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}"}  # fmt: skip
 
 
-def _short(value: Any) -> float | int:
-    short = float(f"{float(value):.4g}")
-    return int(short) if short == int(short) else short
-
-
-# --- the index -------------------------------------------------------------------------------------------------------
-
-
-def card(recording: Recording, thumbnail: str = "") -> Card:
-    contrast, case = contrast_of(recording), recording.case
-    named, (mode, _) = verdict(recording), _mode(recording)
-    best, clean = headline_steering(recording), recording.clean
-    return Card(
-        id=recording.id,
-        title=case["title"],
-        status=recording.status,
-        verdict=named,
-        tone=VERDICTS[named][0],
-        mode=mode,
-        mode_name=MODES[mode][0] if mode else "",
-        model=case["model"],
-        tap=recording.provenance.tap or case.get("tap") or "",
-        tags=tuple(case.get("tags") or ()),
-        headline=plain(headline(recording)),
-        prompt=(case.get("prompt") or "").strip() or "classification",
-        before=clean.text.strip() if clean else "",
-        before_tone=tone(clean, contrast),
-        after=best.after.text.strip() if best else "",
-        after_tone=tone(best.after, contrast) if best else "",
-        after_name=best.name if best else "",
-        margin_before=clean.margin if clean else None,
-        margin_after=best.after.margin if best else None,
-        alt=recording.image.alt if recording.image else "",
-        thumbnail=thumbnail,
-    )
-
-
-@dataclass(frozen=True)
-class IndexPage:
-    cards: tuple[Card, ...]
-    counts: tuple[tuple[str, str, int], ...]
-    """verdict, tone, how many"""
-    choices: dict[str, tuple[tuple[str, str], ...]]
-    """for each filter, its values with their names; filters with one value are left out"""
-    summary: Figure | None
-
-
-def index_page(cards: Sequence[Card]) -> IndexPage:
-    ranked = tuple(sorted(cards, key=lambda one: (("ok", "error", "not-run").index(one.status), one.id)))
-    counts = tuple((name, VERDICTS[name][0], sum(one.verdict == name for one in ranked)) for name in VERDICTS)
-    choices = {
-        "mode": {one.mode: one.mode_name for one in ranked if one.mode},
-        "verdict": {one.verdict: one.verdict for one in ranked},
-        "model": {one.model: one.model for one in ranked},
-        "tap": {one.tap: one.tap for one in ranked if one.tap},
-        "tag": {tag: tag for one in ranked for tag in one.tags},
+def bibtex(recording: Recording) -> str:
+    """An entry for this recording: its hash says which of several it is."""
+    made = recording.provenance
+    program = made.versions.get("vsp_report", "")
+    of = [f"model {made.model}" if made.model else "", f"sparse autoencoder {made.sae}" if made.sae else "",
+          f"run {made.run_key[:16]}" if made.run_key else ""]  # fmt: skip
+    values = {
+        "title": recording.case["title"],
+        "howpublished": f"Recorded with vsp\\_report {_tex(program)}".strip(),
+        "note": "; ".join(filter(None, of)),
+        "year": made.created[:4],
     }
-    moved = [
-        {"title": one.title[:40], "before": _short(one.margin_before), "after": _short(one.margin_after)}
-        for one in ranked if one.margin_before is not None and one.margin_after is not None
-    ]  # fmt: skip
-    return IndexPage(
-        ranked,
-        tuple(found for found in counts if found[2]),
-        {name: tuple(sorted(values.items())) for name, values in choices.items() if len(values) > 1},
-        figures.before_after(moved) if 2 <= len(moved) <= 40 else None,
-    )
+    lines = [f"  {name} = {{{value if name == 'howpublished' else _tex(value)}}},\n"
+             for name, value in values.items() if value]  # fmt: skip
+    key = re.sub(r"[^A-Za-z0-9-]+", "-", recording.id).strip("-") or "case"
+    return f"@misc{{{key},\n{''.join(lines)}}}\n"
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))
