@@ -36,7 +36,9 @@ def add(rooms: Any) -> None:
     )
     new.add_argument("--folder", type=Path, default=Path("cases"), metavar="DIR", help="where (default: %(default)s)")
     schema = command(rooms, "schema", "print the JSON Schema of case files, for editors", _schema)
-    schema.add_argument("--recording", action="store_true", help="of recording.json instead")
+    of = schema.add_mutually_exclusive_group()
+    of.add_argument("--recording", action="store_true", help="of recording.json instead")
+    of.add_argument("--audit", action="store_true", help="of audit.json instead")
 
     run = command(rooms, "run", "run cases, and record what is seen; what is recorded already is left", _run)
     run.add_argument(
@@ -90,6 +92,10 @@ def _schema(args: argparse.Namespace) -> int:
         from vsp_report import recording
 
         schema = recording.recording_schema()
+    elif args.audit:
+        from vsp_report.audit import account
+
+        schema = account.account_schema()
     else:
         from vsp_report import case
 
