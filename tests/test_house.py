@@ -46,7 +46,7 @@ ROOMS: dict[str, Licence] = {
     "cli/*": _may(ours="atlas audit case errors hosting live model paths recording render run sketchworld study"),
     "case/*": _may("yaml", ours="errors paths"),
     "recording/*": _may("numpy", ours="case errors paths"),
-    "atlas.py": _may("numpy", ours="case errors paths recording"),
+    "atlas/*": _may("numpy", ours="errors recording"),
     "maths/*": _may("numpy scipy umap", ours="errors"),
     "model/*": _may(
         "PIL huggingface_hub numpy safetensors tokenizers torch transformers", ours="case errors maths paths"

@@ -61,14 +61,18 @@ _LEFTOVER = re.compile(r"\.(?P<name>[^/]+)\.[0-9a-f]{32}\.(?P<state>partial|old)
 
 def save_recording(folder: str | Path, recording: Recording, files: Mapping[str, bytes | Path] | None = None) -> Path:
     """Write a recording with its files ("images/input.png", "notebook.ipynb": bytes, or where they are)."""
-    folder = Path(os.path.abspath(folder))
     contents = _contents(recording, files or {})
+    return write_folder(folder, contents | {MANIFEST: _json(_manifest(contents))})
+
+
+def write_folder(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
+    """A folder with these files and nothing else, whole or absent; what comes last is written last."""
+    folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent)
     with _sibling(folder) as partial:
         for name, data in contents.items():
             _write(partial / name, data)
-        _write(partial / MANIFEST, _json(_manifest(contents)))
         for inner in {(partial / name).parent for name in contents} | {partial}:
             _sync(inner)
         _publish(partial, folder)

@@ -16,7 +16,7 @@ import vsp_report
 from vsp_report.case import Case
 from vsp_report.recording.parts import SCHEMA
 
-COMPUTING = ("case", "maths", "model", "recording", "sketchworld", "study")
+COMPUTING = ("atlas", "case", "maths", "model", "recording", "sketchworld", "study")
 """The rooms whose source changes figures."""
 SHOWING = ("audit", "case", "recording", "render")
 _PACKAGE = Path(vsp_report.__file__).resolve().parent
