@@ -55,6 +55,11 @@ class Ledger:
         self.new[name] = self.old[name]
         return self.old[name]
 
+    def held(self, name: str, path: str) -> bytes | None:
+        """A file of a part, if it is there as it was written."""
+        made = self.old[name].files.get(path) if name in self.old else None
+        return self._place(path).read_bytes() if made and self._is(path, made) else None
+
     def write(self, name: str, key: str, files: Mapping[str, bytes], kept: Mapping[str, Any] | None = None,
               force: bool = False) -> int:  # fmt: skip
         """Write a part; the number of files that changed."""

@@ -12,9 +12,6 @@ address is relative, so that a page works from a folder, from a zip and below an
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -48,8 +45,11 @@ POLICY = (
 )
 """No script but the site's own files, no code made from text, no address outside of the site."""
 _DRAWING = (
-    "../audit/words.py", "charts.py", "figures.py", "findings.py", "ledger.py", "overlays.py", "site.py", "theme.py",
+    "../audit/words.py", "charts.py", "drawn.py", "figures.py", "findings.py", "overlays.py", "share.py", "site.py",
+    "theme.py",
 )  # fmt: skip
+_DRAWER = ("drawn.py", "theme.py")
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[A-Za-z0-9._~%/-]*)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DOWNLOADS = {
     RECORDING: ("Recording", "every figure on this page, as JSON"),
@@ -57,7 +57,14 @@ _DOWNLOADS = {
     NOTEBOOK: ("Notebook", "as it was executed"),
     "case.yaml": ("Case", "what was asked, as YAML"),
 }
-_VIEW_BOX = re.compile(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"')
+
+
+class Place(NamedTuple):
+    """A page that the navigation of every page leads to."""
+
+    href: str
+    """from the site's root"""
+    name: str
 
 
 class Built(NamedTuple):
@@ -70,22 +77,27 @@ class Built(NamedTuple):
     """recordings that could not be shown"""
 
 
-def build(recordings: Path, site: Path, *, force: bool = False, templates: Path | None = None,
-          say: Callable[[str], None] = lambda line: None) -> Built:  # fmt: skip
-    """Bring a site up to date with its recordings. `templates`: a folder whose templates stand before the bundled."""
+def build(recordings: Path, site: Path, *, force: bool = False, templates: Path | None = None, base_url: str = "",
+          only: str = "", say: Callable[[str], None] = lambda line: None) -> Built:  # fmt: skip
+    """Bring a site up to date with its recordings. `templates`: a folder whose templates stand before the bundled.
+    `base_url`: where the site is published, for who shows a link to it with a picture. `only`: one case."""
     if not recordings.is_dir():
         raise InputError(str(recordings), "is no folder of recordings", "`vsp-report run` makes one.")
     if site.exists() and not site.is_dir():
         raise InputError(str(site), "is no folder", "Name another one with --out.")
     if templates is not None and not templates.is_dir():
         raise InputError(str(templates), "is no folder", "Name a folder of templates, or none.")
+    if base_url and not _ADDRESS.fullmatch(base_url):
+        raise InputError("--base-url", f"is {base_url!r}, which is no address", "Write https://name.org/path/.")
     site.mkdir(parents=True, exist_ok=True)
-    return _Builder(recordings, site, force, templates, say).build()
+    return _Builder(recordings, site, force, templates, base_url, only, say).build()
 
 
 class _Builder:
-    def __init__(self, recordings: Path, site: Path, force: bool, templates: Path | None, say: Any) -> None:
+    def __init__(self, recordings: Path, site: Path, force: bool, templates: Path | None, base_url: str, only: str,
+                 say: Any) -> None:  # fmt: skip
         self.recordings, self.site, self.force, self.say = recordings, site, force, say
+        self.base_url, self.only = base_url and base_url.rstrip("/") + "/", only
         self.inside = recordings.resolve() == (site / RECORDINGS).resolve()
         self.ledger = Ledger(site)
         self.written: list[str] = []
@@ -95,13 +107,18 @@ class _Builder:
         self.templates_sha = sha_of([folder_sha(folder) for folder in self.folders])
         self.package_sha = package_sha(("audit", "case", "recording", "render"))
         room = Path(__file__).parent
-        self.drawing_sha = sha_of([[name, file_sha(room / name)] for name in _DRAWING])
         self.versions = {name: version(name) for name in ("altair", "jinja2", "numpy", "pillow", "vl-convert-python")}
+        self.drawing_sha = sha_of([[name, file_sha(room / name)] for name in _DRAWING])
+        self.drawer_sha = sha_of([self.versions, *(file_sha(room / name) for name in _DRAWER)])
+        # Parts of the site that are not always there are named here where they are.
+        self.places = [Place("index.html", "All cases"), Place("how-to-read.html", "How to read this")]
         self._environment: Any = None
 
     def build(self) -> Built:
         faults, cards = [], []
         for folder in recordings_in(self.recordings):
+            if self.only and folder.name != self.only:
+                continue
             try:
                 cards.append(self._case(folder))
             except NotOurs:
@@ -121,7 +138,8 @@ class _Builder:
             self.written.append(name)
 
     def _page_key(self, *of: Any) -> str:
-        return page_key(sha_of(list(of)), templates_sha=self.templates_sha, package_sha=self.package_sha,
+        around = [self.places, self.base_url]
+        return page_key(sha_of([around, *of]), templates_sha=self.templates_sha, package_sha=self.package_sha,
                         versions=self.versions)  # fmt: skip
 
     # --- a case --------------------------------------------------------------------------------------------------
@@ -141,34 +159,37 @@ class _Builder:
             self.ledger.keep(drawn)
             return dict(self.ledger.keep(shown).kept)
         self.say(f"{name}")
-        from vsp_report.render import pages
+        from vsp_report.render import index_page, pages
 
         recording = replace(load_recording(folder), id=name)
         case = pages.case_page(recording)
-        self._part(drawn, drawing, lambda: self._drawn(recording, case, folder))
+        made_from: dict[str, str] = {}
+        self._part(drawn, drawing, lambda: self._drawn(recording, case, folder, made_from), lambda: {"from": made_from})
         files = set(self.ledger.new[drawn].files)
         thumbnail = f"cases/{name}/thumbnail.webp"
-        card = asdict(pages.card(recording, thumbnail if thumbnail in files else ""))
+        card = asdict(index_page.card(recording, thumbnail if thumbnail in files else ""))
         self._part(shown, page, lambda: self._shown(case, folder, files), lambda: card)
         return card
 
-    def _drawn(self, recording: Recording, case: Any, folder: Path) -> dict[str, bytes]:
-        from vsp_report.render import charts
+    def _drawn(self, recording: Recording, case: Any, folder: Path, made_from: dict[str, str]) -> dict[str, bytes]:
+        from vsp_report.render.drawn import drawn, figures_script
 
         at = f"cases/{recording.id}"
         files = self._images(recording, folder)
-        specs = {}
-        for name, figure in case.figures.items():
-            chart = figure.draw()
-            files[f"{at}/figures/{name}.svg"] = charts.svg(chart).encode()
-            files[f"{at}/figures/{name}.csv"] = _csv(figure.table)
-            specs[name] = {key: value for key, value in charts.spec(chart).items() if key != "$schema"}
-        if specs:
-            files[f"{at}/figures.js"] = f"window.VSP_FIGURES={_script_json(specs)};\n".encode()
-        return files
+        drawing = drawn(case.figures, f"{at}/figures", self.drawer_sha, self._reused(f"drawn/{recording.id}"))
+        made_from.update(drawing.made_from)
+        if drawing.specs:
+            files[f"{at}/figures.js"] = figures_script(drawing.specs)
+        return files | drawing.files
+
+    def _reused(self, part: str) -> Callable[[str, str], bytes | None]:
+        """What an earlier build drew for this part, as long as it is what it was."""
+        old = self.ledger.old.get(part)
+        known = old.kept.get("from", {}) if old and not self.force else {}
+        return lambda path, made: self.ledger.held(part, path) if known.get(path) == made else None
 
     def _images(self, recording: Recording, folder: Path) -> dict[str, bytes]:
-        from vsp_report.render import overlays, pages
+        from vsp_report.render import looking, overlays, share
 
         if recording.image is None:
             return {}
@@ -179,16 +200,21 @@ class _Builder:
         at, arrays = f"cases/{recording.id}", recording.arrays
         files = {f"{at}/picture.webp": overlays.encoded(overlays.fitted(image, 960), 90)}
         files[f"{at}/thumbnail.webp"] = overlays.encoded(overlays.fitted(image, 360), 84)
-        opens = pages.start(recording)
+        opens = looking.start(recording)
         if opens is not None and arrays.boxes_P4 is not None:
             field = overlays.spread(opens.attention(recording), arrays.boxes_P4, image.width, image.height)
-            files[f"{at}/look.webp"] = overlays.encoded(overlays.overlay(image, field))
+            looked = overlays.overlay(image, field)
+            files[f"{at}/look.webp"] = overlays.encoded(looked)
+            image = looked
+        files[f"{at}/card.jpg"] = share.card(image)
         return files
 
     def _shown(self, case: Any, folder: Path, drawn: set[str]) -> dict[str, bytes]:
+        from vsp_report.render.drawn import measured
+
         at = f"cases/{case.id}"
         downloads, copies = self._evidence(folder, at)
-        sizes = {name: _size(self.site / f"{at}/figures/{name}.svg") for name in case.figures}
+        sizes = {name: measured((self.site / f"{at}/figures/{name}.svg").read_bytes()) for name in case.figures}
         html = self._render(
             "case.html.jinja",
             root="../../",
@@ -196,6 +222,7 @@ class _Builder:
             sizes=sizes,
             downloads=downloads,
             has={name: f"{at}/{name}.webp" in drawn for name in ("picture", "look")},
+            shared=f"{at}/card.jpg" if f"{at}/card.jpg" in drawn else "",
         )
         return {f"{at}/index.html": html, **copies}
 
@@ -217,19 +244,23 @@ class _Builder:
     # --- the rest ------------------------------------------------------------------------------------------------
 
     def _index(self, cards: list[dict[str, Any]]) -> None:
+        made_from: dict[str, str] = {}
+
         def make() -> dict[str, bytes]:
-            from vsp_report.render import charts, pages
+            from vsp_report.render import index_page
+            from vsp_report.render.drawn import drawn, figures_script, measured
 
-            page = pages.index_page([pages.Card(**card) for card in cards])
-            files: dict[str, bytes] = {}
-            size = None
-            if page.summary is not None:
-                drawn = charts.svg(page.summary.draw()).encode()
-                files = {"static/before-after.svg": drawn, "static/before-after.csv": _csv(page.summary.table)}
-                size = _measure(drawn)
-            return {"index.html": self._render("index.html.jinja", root="", page=page, size=size), **files}
+            page = index_page.index_page([index_page.Card(**card) for card in cards])
+            drawing = drawn(page.figures, "static/index", self.drawer_sha, self._reused("index"))
+            made_from.update(drawing.made_from)
+            files = dict(drawing.files)
+            if drawing.specs:
+                files["static/index/figures.js"] = figures_script(drawing.specs)
+            sizes = {name: measured(files[f"static/index/{name}.svg"]) for name in page.figures}
+            html = self._render("index.html.jinja", root="", page=page, sizes=sizes, shared=page.shared)
+            return {"index.html": html, **files}
 
-        self._part("index", self._page_key(cards), make)
+        self._part("index", self._page_key(cards), make, lambda: {"from": made_from})
 
     def _how_to_read(self) -> dict[str, bytes]:
         from vsp_report.render.findings import MODES, VERDICTS
@@ -248,6 +279,7 @@ class _Builder:
     def _render(self, template: str, **values: Any) -> bytes:
         if self._environment is None:
             self._environment = _environment(self.folders)
+        values = {"shared": "", "places": self.places, "base_url": self.base_url, **values}
         html = self._environment.get_template(template).render(policy=POLICY, program=__version__, **values)
         return ("\n".join(line.rstrip() for line in html.splitlines() if line.strip()) + "\n").encode()
 
@@ -269,31 +301,3 @@ def _environment(folders: list[Path]) -> Any:
 
 def _inside(place: Path, folder: Path) -> bool:
     return place.resolve().is_relative_to(folder.resolve())
-
-
-def _script_json(data: Any) -> str:
-    text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _csv(table: Any) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.head)
-    writer.writerows([[_harmless(value) for value in row] for row in table.rows])
-    return buffer.getvalue().encode()
-
-
-def _harmless(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula stays a text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-def _size(place: Path) -> tuple[int, int]:
-    with open(place, "rb") as file:
-        return _measure(file.read(400))
-
-
-def _measure(svg: bytes) -> tuple[int, int]:
-    match = _VIEW_BOX.search(svg)
-    return (round(float(match[1])), round(float(match[2]))) if match else (0, 0)
