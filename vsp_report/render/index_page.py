@@ -166,10 +166,10 @@ def _outcomes(cards: Sequence[Card]) -> Figure | None:
     rows, order = [], sorted(VERDICTS, key=lambda verdict: ("good", "bad", "plain").index(VERDICTS[verdict][0]))
     for mode, name in modes:
         start = 0
-        for verdict in order:
-            count = tally[mode, name, verdict]
+        for named in order:
+            count = tally[mode, name, named]
             if count:
-                rows.append({"mode": name, "filter": mode, "verdict": verdict, "tone": VERDICTS[verdict][0],
+                rows.append({"mode": name, "filter": mode, "verdict": named, "tone": VERDICTS[named][0],
                              "cases": count, "from": start, "to": start + count})  # fmt: skip
             start += count
     listed = ", ".join(f"{count} {name}" for name, count in Counter(one.verdict for one in cards).most_common())
@@ -177,8 +177,8 @@ def _outcomes(cards: Sequence[Card]) -> Figure | None:
     return Figure(
         "outcomes",
         description,
-        "What the cases came to, by failure mode: as expected, otherwise than expected, or without a verdict. A click on a "
-        "part shows its cases.",
+        "What the cases came to, by failure mode: as expected, otherwise than expected, or without a verdict. A click "
+        "on a part shows its cases.",
         Table(("failure mode", "verdict", "cases"), tuple((r["mode"], r["verdict"], r["cases"]) for r in rows)),
         lambda: index_charts.outcomes(rows, [name for _, name in modes], description),
     )

@@ -55,7 +55,7 @@ _DOWNLOADS = {
     RECORDING: ("Recording", "every figure on this page, as JSON"),
     ARRAYS: ("Arrays", "attention and latents, for numpy"),
     NOTEBOOK: ("Notebook", "as it was executed"),
-    "case.yaml": ("Case", "what was asked, as YAML"),
+    "case.yaml": ("Case file", "as its author wrote it"),
 }
 
 
@@ -210,21 +210,23 @@ class _Builder:
         return files
 
     def _shown(self, case: Any, folder: Path, drawn: set[str]) -> dict[str, bytes]:
-        from vsp_report.render.drawn import measured
+        from vsp_report.render.drawn import comma_separated, measured
 
         at = f"cases/{case.id}"
         downloads, copies = self._evidence(folder, at)
+        beside = {f"{at}/{name}": data.encode() if isinstance(data, str) else comma_separated(data)
+                  for name, data in case.beside.items()}  # fmt: skip
         sizes = {name: measured((self.site / f"{at}/figures/{name}.svg").read_bytes()) for name in case.figures}
         html = self._render(
             "case.html.jinja",
             root="../../",
             case=case,
             sizes=sizes,
-            downloads=downloads,
+            downloads=[*case.downloads, *downloads],
             has={name: f"{at}/{name}.webp" in drawn for name in ("picture", "look")},
             shared=f"{at}/card.jpg" if f"{at}/card.jpg" in drawn else "",
         )
-        return {f"{at}/index.html": html, **copies}
+        return {f"{at}/index.html": html, **beside, **copies}
 
     def _evidence(self, folder: Path, at: str) -> tuple[list[Any], dict[str, bytes]]:
         """Where a page's downloads are. Recordings that lie elsewhere are copied, so that the site is whole."""
@@ -257,15 +259,19 @@ class _Builder:
             if drawing.specs:
                 files["static/index/figures.js"] = figures_script(drawing.specs)
             sizes = {name: measured(files[f"static/index/{name}.svg"]) for name in page.figures}
-            html = self._render("index.html.jinja", root="", page=page, sizes=sizes, shared=page.shared)
+            html = self._render("index.html.jinja", root="", here="index.html", page=page, sizes=sizes,
+                                shared=page.shared)  # fmt: skip
             return {"index.html": html, **files}
 
         self._part("index", self._page_key(cards), make, lambda: {"from": made_from})
 
     def _how_to_read(self) -> dict[str, bytes]:
+        from vsp_report.render import sketches
         from vsp_report.render.findings import MODES, VERDICTS
 
-        return {"how-to-read.html": self._render("how-to-read.html.jinja", root="", modes=MODES, verdicts=VERDICTS)}
+        html = self._render("how-to-read.html.jinja", root="", here="how-to-read.html", modes=MODES, verdicts=VERDICTS,
+                            sketches=sketches.figures(), hues=sketches.HUES, way=sketches.WAY)  # fmt: skip
+        return {"how-to-read.html": html}
 
     def _static(self) -> None:
         from vsp_report.render.theme import script, stylesheet
