@@ -49,12 +49,14 @@ ROOMS: dict[str, Licence] = {
     "atlas/*": _may("numpy", ours="errors recording"),
     "maths/*": _may("numpy scipy umap", ours="errors"),
     "model/*": _may(
-        "PIL huggingface_hub numpy safetensors tokenizers torch transformers", ours="case errors maths paths"
+        "PIL accelerate huggingface_hub numpy safetensors tokenizers torch transformers",
+        ours="case errors maths paths",
     ),
     # A case's picture is read, drawn by SketchWorld, or drawn from a Vega-Lite chart.
     "study/pictures.py": _may(
         "PIL numpy vega_datasets vl_convert", ours="case errors maths model recording sketchworld"
     ),
+    "study/image_sets.py": _may(ours="errors model recording sketchworld"),
     "study/glance.py": _may("PIL numpy", ours="errors maths recording"),
     "study/*": _may("numpy", ours="atlas case errors maths model paths recording"),
     "run/*": _may(
@@ -64,7 +66,9 @@ ROOMS: dict[str, Licence] = {
     "audit/*": _may(ours="atlas case errors paths recording"),
     # markupsafe is what jinja2 escapes with: a story's Markdown becomes markup by the same rules.
     "render/*": _may("PIL altair jinja2 markupsafe numpy", ours="atlas audit case errors paths recording"),
-    "live/panel.py": _may("anywidget numpy traitlets", ours="atlas case errors paths recording render study"),
+    # These two run inside the kernel, which is where the model is.
+    "live/panel.py": _may("IPython anywidget traitlets", ours="case errors paths"),
+    "live/rounds.py": _may("numpy", ours="case errors maths model recording render study"),
     "live/*": _may("jupyter_client jupyter_server tornado traitlets", ours="case errors paths recording render"),
     # The world itself is drawn, asked and checked without torch; only what trains or measures models uses it.
     **dict.fromkeys(
@@ -83,7 +87,10 @@ ROOMS: dict[str, Licence] = {
 # Where the name that is imported is not the name that is installed.
 DISTRIBUTIONS = {"PIL": "pillow", "umap": "umap-learn", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
 # Installed by what is named here, and used with it.
-COMES_WITH = {"nbclient": "papermill", "nbformat": "papermill", "jupyter_client": "papermill", "markupsafe": "jinja2"}
+COMES_WITH = {
+    "nbclient": "papermill", "nbformat": "papermill", "jupyter_client": "papermill", "markupsafe": "jinja2",
+    "IPython": "ipykernel", "tornado": "jupyter_server", "traitlets": "jupyter_server",
+}  # fmt: skip
 
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "helper", "core", "common", "misc")
 PICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
