@@ -232,9 +232,16 @@ def heatmap(
         .encode(x=alt.X("x:Q", scale=x, axis=None), text="name:N", color=chosen)
     )  # fmt: skip
     bands = alt.Chart(alt.Data(values=list(clusters), name="clusters")).encode(x=alt.X("x:Q", scale=x, axis=None))
-    strokes = bands.mark_rule(aria=False, y=-6, color=LIGHT["after"], strokeWidth=2).encode(x2="x2:Q")
-    titles = bands.mark_text(aria=False, y=-15, align="left", fontSize=11, color=LIGHT["after"]).encode(text="name:N")
-    chart = alt.layer(drawn, tokens, names, strokes, titles).properties(width=width, height=height)
+    hand = {"aria": False, "cursor": "pointer", "color": LIGHT["after"]}
+    strokes = bands.mark_rule(y=-6, strokeWidth=3, **hand).encode(x2="x2:Q")
+    titles = bands.mark_text(y=-16, align="left", fontSize=11, **hand).encode(text="name:N")
+    # Nothing is chosen in a picture; the page's script puts a cell here.
+    chosen_cell = (
+        alt.Chart(alt.Data(values=[], name="chosen"))
+        .mark_rect(aria=False, filled=False, stroke=LIGHT["after"], strokeWidth=2, cornerRadius=2)
+        .encode(x=alt.X("x:Q", scale=x, axis=None), x2="x2:Q", y=alt.Y("y:Q", scale=y, axis=None), y2="y2:Q")
+    )
+    chart = alt.layer(drawn, tokens, names, strokes, titles, chosen_cell).properties(width=width, height=height)
     return _framed(chart, description)
 
 

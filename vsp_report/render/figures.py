@@ -211,7 +211,7 @@ def heatmap_tables(recording: Recording) -> dict[str, list[dict[str, Any]]]:
         cluster = clustering.clusters[column]
         if cluster != previous:
             x += charts.CLUSTER_GAP if previous is not None else 0
-            clusters.append({"x": x, "x2": x, "name": cluster_name(clustering, cluster)})
+            clusters.append({"x": x, "x2": x, "cluster": cluster, "name": cluster_name(clustering, cluster)})
             previous = cluster
         places[column] = x
         x += 1

@@ -44,6 +44,10 @@ class Download:
     what: str
 
 
+OFFERED = (Download("Case", "case.yaml", "what was asked, as YAML"), Download("Citation", "cite.bib", "BibTeX"))
+"""What stands beside a page and is offered there; the table of a figure is offered at the figure."""
+
+
 @dataclass(frozen=True)
 class Tested:
     """A line of the evidence that led to the diagnosis."""
@@ -73,6 +77,8 @@ class CasePage:
     headline: tuple[Run, ...]
     description: str
     facts: tuple[str, ...]
+    contents: tuple[tuple[str, str], ...]
+    """the sections of the page: id and name"""
     story: Any
     prompt: str
     system: str
@@ -108,6 +114,10 @@ class CasePage:
     command: str
     provenance: tuple[tuple[str, str], ...]
     bibtex: str
+    beside: dict[str, str | Table]
+    """files that stand beside the page"""
+    downloads: tuple[Download, ...]
+    """those of them that are offered"""
     data: dict[str, Any] | None
     """for the page's script"""
 
@@ -120,7 +130,20 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
     believed = case.get("failure") or ""
     opens = looking.start(recording)
     picture = recording.image
-    lines = arms.arms_of(recording)
+    lines, words, cited = arms.arms_of(recording), looking.words_table(recording, opens), bibtex(recording)
+    charts, tests, settings, bars = (figures.figures_of(recording), _evidence(recording), _settings(recording),
+                                     looking.bars(recording, opens))  # fmt: skip
+    rephrased = arms.rephrased_of(recording)
+    sections = (
+        ("look", "Where it looks", picture is not None or opens is not None),
+        ("diagnosis", "Which failure it is", bool(tests)),
+        ("steering", "What changes the answer", bool(lines)),
+        ("rephrased", "In other words", bool(rephrased)),
+        ("concepts", "What each word reads", bool(recording.latents)),
+        ("try", "Try it", bool(settings.rows)),
+        ("expected", "What was expected", True),
+        ("reproduce", "Reproduce", True),
+    )
     return CasePage(
         id=recording.id,
         title=case["title"],
@@ -136,6 +159,7 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
         headline=tuple(headline(recording, brief=True)),
         description=plain(headline(recording))[:300],
         facts=_facts(recording),
+        contents=tuple((id, name) for id, name, there in sections if there),
         story=prose.story(case.get("story")),
         prompt=(case.get("prompt") or "").strip(),
         system=(case.get("system") or "").strip(),
@@ -144,31 +168,36 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
         width_px=picture.width_px if picture else 0,
         height_px=picture.height_px if picture else 0,
         lines=looking.strip(recording, opens),
-        words=looking.words_table(recording, opens),
+        words=words,
         selected=recording.tokens[opens.token].text.strip() if opens else "",
         opens=opens.row if opens else "predicting",
-        bars=looking.bars(recording, opens),
+        bars=bars,
         labelled=any(one.label for one in recording.latents),
         arms=lines,
         has_margins=any(one.bar for one in lines),
         has_controls=any(one.controls or one.change is not None for one in recording.steered),
         turns=arms.turns_of(recording),
-        rephrased=arms.rephrased_of(recording),
+        rephrased=rephrased,
         collateral=tuple((one.name, other) for one in recording.steered for other in one.collateral),
-        figures=figures.figures_of(recording),
+        figures=charts,
         clusters=figures.cluster_names(recording),
         latents=_latents(recording),
-        evidence=_evidence(recording),
+        evidence=tests,
         diagnosis_runs=recording.diagnosis.runs if recording.diagnosis else None,
         agreements=_agreements(recording),
         minimal=_minimal(recording),
-        settings=_settings(recording),
+        settings=settings,
         checks=tuple(checks(recording)),
         repeats=_repeats(recording),
         stop=recording.stop,
         command=recording.provenance.command or f"vsp-report run {recording.id}",
         provenance=_provenance(recording),
-        bibtex=bibtex(recording),
+        bibtex=cited,
+        beside=_beside(recording, words, cited),
+        downloads=(
+            Download("Case", "case.yaml", "what was asked, as YAML"),
+            Download("Citation", "cite.bib", "BibTeX"),
+        ),
         data=script_data(recording, opens, atlas),
     )
 
@@ -266,10 +295,10 @@ def _provenance(recording: Recording) -> tuple[tuple[str, str], ...]:
 # --- what is taken away ----------------------------------------------------------------------------------------------
 
 
-def files_of(case: CasePage, recording: Recording) -> dict[str, str | Table]:
-    """Files that stand beside the page: what was asked, what was said of each word, and how the case is cited."""
-    files: dict[str, str | Table] = {"case.yaml": case_yaml(recording.case), "cite.bib": case.bibtex}
-    return files | ({"words.csv": case.words} if case.words.rows else {})
+def _beside(recording: Recording, words: Table, cited: str) -> dict[str, str | Table]:
+    """What was asked, how the case is cited, and what was said of each word."""
+    files: dict[str, str | Table] = {"case.yaml": case_yaml(recording.case), "cite.bib": cited}
+    return files | ({"words.csv": words} if words.rows else {})
 
 
 # --- how it is cited -------------------------------------------------------------------------------------------------
