@@ -47,6 +47,8 @@ ROOMS: dict[str, Licence] = {
     "case/*": _may("yaml", ours="errors paths"),
     "recording/*": _may("numpy", ours="case errors paths"),
     "atlas/*": _may("numpy", ours="errors recording"),
+    # Clusters by density on the map; scikit-learn is there wherever umap is.
+    "maths/projection.py": _may("numpy sklearn umap", ours="errors"),
     "maths/*": _may("numpy scipy umap", ours="errors"),
     "model/*": _may(
         "PIL accelerate huggingface_hub numpy safetensors tokenizers torch transformers",
@@ -58,6 +60,9 @@ ROOMS: dict[str, Licence] = {
     ),
     "study/image_sets.py": _may(ours="errors model recording sketchworld"),
     "study/glance.py": _may("PIL numpy", ours="errors maths recording"),
+    # A survey's pictures are read from a folder, or drawn by SketchWorld; their small copies are made here.
+    "study/photographs.py": _may("PIL numpy", ours="errors recording sketchworld"),
+    "study/sheets.py": _may("PIL numpy", ours="errors"),
     "study/*": _may("numpy", ours="atlas case errors maths model paths recording"),
     "run/*": _may(
         "dask distributed jupyter_client nbclient nbformat papermill", ours="atlas case errors paths recording"
@@ -67,7 +72,7 @@ ROOMS: dict[str, Licence] = {
     # markupsafe is what jinja2 escapes with: a story's Markdown becomes markup by the same rules.
     "render/*": _may("PIL altair jinja2 markupsafe numpy", ours="atlas audit case errors paths recording"),
     # These two run inside the kernel, which is where the model is.
-    "live/panel.py": _may("IPython anywidget traitlets", ours="case errors paths"),
+    "live/panel.py": _may("IPython anywidget traitlets", ours="case errors paths study"),
     "live/rounds.py": _may("numpy", ours="case errors maths model recording render study"),
     "live/*": _may("jupyter_client jupyter_server tornado traitlets", ours="case errors paths recording render"),
     # The world itself is drawn, asked and checked without torch; only what trains or measures models uses it.
@@ -88,6 +93,7 @@ ROOMS: dict[str, Licence] = {
 DISTRIBUTIONS = {"PIL": "pillow", "umap": "umap-learn", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
 # Installed by what is named here, and used with it.
 COMES_WITH = {
+    "sklearn": "umap-learn",
     "nbclient": "papermill", "nbformat": "papermill", "jupyter_client": "papermill", "markupsafe": "jinja2",
     "IPython": "ipykernel", "tornado": "jupyter_server", "traitlets": "jupyter_server",
 }  # fmt: skip

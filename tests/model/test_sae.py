@@ -72,6 +72,17 @@ def test_any_leading_shape_and_any_split_give_the_same_latents(architecture):
     torch.testing.assert_close(torch.cat([sae.encode(part) for part in z_PD.split(5)]), h_PL)
 
 
+@pytest.mark.parametrize("normalise", ["none", "constant_norm_rescale", "layer_norm"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_active_is_what_encode_gives_and_nothing_else(architecture, normalise):
+    sae, z_PD = make(architecture, normalise=normalise), rows()
+    h_PL, found = sae.encode(z_PD), sae.active(z_PD)
+    again_PL = torch.zeros_like(h_PL)
+    again_PL[found.row_E, found.latent_E] = found.value_E
+    assert torch.equal(again_PL, h_PL) and (found.value_E > 0).all() and len(found.value_E) == (h_PL > 0).sum()
+    assert (found.row_E.diff() >= 0).all()
+
+
 def test_topk_keeps_k_and_fewer_where_fewer_are_positive():
     sae = make("topk")
     assert int((sae.encode(rows()) > 0).sum(1).max()) == 4

@@ -35,6 +35,14 @@ class Normalised(NamedTuple):
     unscale_P1: torch.Tensor | float
 
 
+class Active(NamedTuple):
+    """The active latents of some rows, row after row."""
+
+    row_E: torch.Tensor
+    latent_E: torch.Tensor
+    value_E: torch.Tensor
+
+
 class SaeQuality(NamedTuple):
     unexplained_variance: float
     """squared reconstruction error over squared distance from the mean: 0 is perfect, 1 is the mean"""
@@ -140,9 +148,7 @@ class Sae(torch.nn.Module):
 
     def encode(self, z_PD: torch.Tensor) -> torch.Tensor:
         """Latents of raw activations, dense. Holds one (P, L) tensor, and for most kinds a mask of it."""
-        x_PD = self._normalise(z_PD).x_PD
-        if self.apply_b_dec_to_input:
-            x_PD = x_PD - self.b_dec
+        x_PD = self._read(z_PD)
         if self.architecture == "gated":
             pre_PL = linear(x_PD, self.W_enc.T)
             open_PL = pre_PL > -self.b_gate
@@ -155,6 +161,17 @@ class Sae(torch.nn.Module):
             return pre_PL.zero_().scatter_(-1, top.indices, top.values.relu())
         above_PL = pre_PL > self.threshold
         return pre_PL.mul_(above_PL).relu_()  # relu last: its backward pass needs its result unchanged
+
+    def active(self, z_PD: torch.Tensor) -> Active:
+        """What `encode` gives, and nothing of the rest: of a topk code no dense copy is made."""
+        if self.architecture == "topk":
+            top = linear(self._read(z_PD), self.W_enc.T, self.b_enc).topk(self.k, dim=-1, sorted=False)
+            on_PK = top.values > 0
+            row_E = torch.arange(len(z_PD), device=on_PK.device).repeat_interleave(on_PK.sum(1))
+            return Active(row_E, top.indices[on_PK], top.values[on_PK])
+        h_PL = self.encode(z_PD)
+        row_E, latent_E = (h_PL > 0).nonzero(as_tuple=True)
+        return Active(row_E, latent_E, h_PL[row_E, latent_E])
 
     def decode(self, h_PL: torch.Tensor, z_PD: torch.Tensor | None = None) -> torch.Tensor:
         """Activations of latents. An SAE that normalises its input needs the rows `z_PD` it came from."""
@@ -173,6 +190,11 @@ class Sae(torch.nn.Module):
         """What one unit of a latent is worth in each row of `z_PD`: an edit adds `(h' - h) @ directions`
         times this. 1.0 unless the SAE normalises its input."""
         return self._normalise(z_PD).unscale_P1
+
+    def _read(self, z_PD: torch.Tensor) -> torch.Tensor:
+        """What the encoder's weights are given."""
+        x_PD = self._normalise(z_PD).x_PD
+        return x_PD - self.b_dec if self.apply_b_dec_to_input else x_PD
 
     def _normalise(self, z_PD: torch.Tensor) -> Normalised:
         z_PD = z_PD.to(self.dtype)

@@ -18,6 +18,7 @@ import torch
 from vsp_report.maths.effects import average_precision
 from vsp_report.model.sae import quality
 from vsp_report.sketchworld import language, rules
+from vsp_report.sketchworld.concepts import CONCEPTS, concepts_in
 from vsp_report.sketchworld.models import normalized
 from vsp_report.sketchworld.packing import text_logits
 from vsp_report.sketchworld.planted import MODES, Planted, plant
@@ -40,11 +41,6 @@ AMPLIFY = 3.0
 TOPIC_SCENES = 90
 CLUSTER_SHARES = (0.75, 0.65, 0.55, 0.45, 0.35)
 """A topic's cluster holds the latents of which at least this share belongs to it; the first that silences it counts."""
-CONCEPTS = (
-    *rules.OBJECTS, *rules.MARKS, "person", "sitting", "standing", *rules.SEATS, *rules.AIDS, *rules.FURNITURE,
-    *rules.SURFACES, *rules.BARE_PARTS, *rules.COVERS, "cup", "chart", "highlight", "red", "green", "blue", "yellow",
-    "purple", "white",
-)  # fmt: skip
 
 
 class Figure(NamedTuple):
@@ -348,20 +344,6 @@ def _concepts(probe: Probe, weights: Path, scenes: int) -> Iterator[Figure]:
     yield at_least(
         "concepts found by a latent (average precision >= 0.9)", np.mean([v >= 0.9 for v in found.values()]), 0.90
     )
-
-
-def concepts_in(scene: Scene) -> set[str]:
-    said = (
-        {thing.kind for thing in scene.things} | {thing.color for thing in scene.things} | set(rules.animals_in(scene))
-    )
-    said |= {thing.pose for thing in scene.things}
-    if scene.chart:
-        said |= {
-            "chart",
-            *(bar.color for bar in scene.chart.bars),
-            *(["highlight"] if scene.chart.highlighted is not None else []),
-        }
-    return said
 
 
 PARTS = (

@@ -1,0 +1,49 @@
+"""Projection: neighbours against the plain way; groups of directions stay groups on the map and as clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vsp_report.maths import projection
+
+
+@pytest.fixture(scope="module")
+def directions() -> np.ndarray:
+    """Three groups of forty directions each."""
+    generator = np.random.default_rng(0)
+    centres = np.repeat(generator.normal(size=(3, 24)), 40, axis=0)
+    return centres + 0.15 * generator.normal(size=(120, 24))
+
+
+def test_neighbours_against_the_plain_way(directions: np.ndarray) -> None:
+    directions = directions * np.random.default_rng(1).uniform(0.5, 2, (120, 1))
+    among = np.arange(120) % 3 > 0
+    found = projection.nearest(directions, 5, among)
+    unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    for k in range(120):
+        order = [j for j in np.argsort(-(unit @ unit[k])) if j != k and among[j]][:5]
+        assert found.latents_LN[k].tolist() == order
+        np.testing.assert_allclose(found.cosines_LN[k], unit[order] @ unit[k], atol=1e-6)
+
+
+def test_where_there_are_few_others_there_are_few_neighbours(directions: np.ndarray) -> None:
+    found = projection.nearest(directions[:3], 4)
+    assert (found.latents_LN >= 0).sum(1).tolist() == [2, 2, 2]
+    assert (projection.nearest(directions[:3], 4, np.zeros(3, bool)).latents_LN == -1).all()
+
+
+def test_groups_stay_together_on_the_map(directions: np.ndarray) -> None:
+    found = projection.map_of(directions, seed=3)
+    assert found.min() == 0 and found.max() == 1 and np.isfinite(found).all()
+    np.testing.assert_array_equal(found, projection.map_of(directions, seed=3))
+    clusters = projection.clusters_of(found)
+    for start in (0, 40, 80):
+        mine = clusters[start : start + 40]
+        assert len(set(mine[mine >= 0].tolist())) == 1 and (mine >= 0).mean() > 0.8
+    assert set(clusters[clusters >= 0].tolist()) == {0, 1, 2}
+
+
+def test_too_few_for_a_map() -> None:
+    assert projection.map_of(np.ones((2, 3))).tolist() == [[0.5, 0.5]] * 2
+    assert projection.clusters_of(np.zeros((4, 2))).tolist() == [-1] * 4
