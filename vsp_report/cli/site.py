@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,25 @@ def add(rooms: Any) -> None:
     make.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="(default: %(default)s)")
     make.add_argument("--templates", type=Path, metavar="DIR", help="templates of your own, before the bundled")
     make.add_argument("--force", action="store_true", help="make every page again, over any file in the way")
+    make.add_argument("--base-url", default="", metavar="URL", help="where the site is published, for shared links")
+    export = command(rooms, "export", "write a case's page as one HTML file, to send or to keep", _export)
+    export.add_argument("case", metavar="CASE", help="its name")
+    export.add_argument(
+        "--recordings", type=Path, default=Path("site/recordings"), metavar="DIR", help="(default: %(default)s)"
+    )
+    export.add_argument("--out", type=Path, metavar="FILE", help="(default: CASE.html)")
+    export.add_argument("--templates", type=Path, metavar="DIR", help="templates of your own, before the bundled")
+    export.add_argument("--base-url", default="", metavar="URL", help="where the site is, for links to its other pages")
+    export.add_argument("--force", action="store_true", help="over any file in the way")
+    diff = command(rooms, "diff", "write a page of what became of the cases from one site to another", _diff)
+    diff.add_argument("first", type=Path, metavar="SITE_A", help="a site, or a folder of recordings")
+    diff.add_argument("second", type=Path, metavar="SITE_B")
+    diff.add_argument(
+        "--out", type=Path, default=Path("difference.html"), metavar="FILE|DIR",
+        help="one file where it ends in .html, else a folder (default: %(default)s)",
+    )  # fmt: skip
+    diff.add_argument("--templates", type=Path, metavar="DIR", help="templates of your own, before the bundled")
+    diff.add_argument("--force", action="store_true", help="over any file in the way")
     serve = command(rooms, "serve", "show the site in a browser on this machine", _serve)
     serve.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="(default: %(default)s)")
     serve.add_argument(
@@ -34,12 +54,38 @@ def build(args: argparse.Namespace) -> int:
     from vsp_report.render import site
 
     recordings = args.recordings or args.out / site.RECORDINGS
-    built = site.build(recordings, args.out, force=args.force, templates=args.templates)
+    built = site.build(recordings, args.out, force=args.force, templates=args.templates, base_url=args.base_url)
     for fault in built.faults:
         said(str(fault), fault.exit_code)
     changed = f"{counted(len(built.written), 'part')} written" if built.written else "nothing was stale"
     print(f"{args.out / 'index.html'}: {counted(built.cases, 'case')}, {changed}")
     return InputError.exit_code if built.faults else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from vsp_report.render import export
+
+    out = args.out or Path(f"{args.case}.html")
+    made = export.export_case(args.case, args.recordings, templates=args.templates, base_url=args.base_url)
+    export.save_alone(out, made.html, force=args.force)
+    print(f"written: {out}, {len(made.html) / 1e6:.1f} MB")
+    if len(made.html) > export.HEAVY_BYTES:
+        most = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in made.heaviest[:3])
+        warning = f"{out}: larger than {export.HEAVY_BYTES / 1e6:.0f} MB, which many will not take. Most of it: {most}."
+        print("warning:", warning, file=sys.stderr)
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from vsp_report.render import difference
+
+    found, files = difference.difference_page(args.first, args.second, args.templates)
+    page = difference.save_difference(args.out, files, force=args.force)
+    for fault in found.faults:
+        said(fault, InputError.exit_code)
+    counts = [f"{len(changes)} {kind}" for kind, changes in found.changes.items() if changes]
+    print(f"{page}: {', '.join([*counts, f'{len(found.same)} as before'])}")
+    return InputError.exit_code if found.faults else 0
 
 
 def _serve(args: argparse.Namespace) -> int:

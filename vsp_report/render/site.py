@@ -284,13 +284,18 @@ class _Builder:
 
     def _render(self, template: str, **values: Any) -> bytes:
         if self._environment is None:
-            self._environment = _environment(self.folders)
-        values = {"shared": "", "places": self.places, "base_url": self.base_url, **values}
-        html = self._environment.get_template(template).render(policy=POLICY, program=__version__, **values)
-        return ("\n".join(line.rstrip() for line in html.splitlines() if line.strip()) + "\n").encode()
+            self._environment = make_environment(self.folders)
+        return rendered(self._environment, template, places=self.places, base_url=self.base_url, **values)
 
 
-def _environment(folders: list[Path]) -> Any:
+def rendered(environment: Any, template: str, **values: Any) -> bytes:
+    """A page as it is written. What every page has and a caller does not give is empty."""
+    values = {"shared": "", "places": (), "base_url": "", **values}
+    html = environment.get_template(template).render(policy=POLICY, program=__version__, **values)
+    return ("\n".join(line.rstrip() for line in html.splitlines() if line.strip()) + "\n").encode()
+
+
+def make_environment(folders: list[Path]) -> Any:
     import jinja2
 
     loaders: list[Any] = [jinja2.FileSystemLoader(folder) for folder in folders]

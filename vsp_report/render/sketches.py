@@ -46,16 +46,17 @@ HUES = (
 )
 
 WAY = (
-    Step("Is the answer right, and not by a hair?", "none"),
-    Step("Is it right when the same question is asked in other words, and the picture is the same?",
-         "limited-alignment"),
-    Step("Does taking away the latents that speak for the wrong answer turn it, where as many matched latents do not?",
-         "misleading-cue"),
-    Step("Does it turn once the latents that speak for the right answer are made stronger as well, where matched ones "
-         "do not turn it?", "hidden-cue"),
-    Step("Is no latent active that speaks for the right answer?", "cue-missing"),
+    Step("Is the answer right?", "none"),
+    Step("Asked in other words, with nothing edited: is it right then, and does that answer rest on latents that are "
+         "active here?", "limited-alignment"),
+    Step("Does no edit bring the right answer any more easily than answers that nobody claims?", "cue-missing"),
+    Step("Does ablating a few latents that speak for the wrong answer bring the right one, and do they stand for "
+         "something else than the wrong answer itself?", "misleading-cue"),
+    Step("Does ablating them, or amplifying what speaks for the right answer as well, bring the right one more easily "
+         "than any other, and do they stand for the wrong answer itself?", "hidden-cue"),
 )  # fmt: skip
-"""The questions in their order. The first that is answered yes names the mode; none of them: undetermined."""
+"""The questions in their order, as `study.diagnose` asks them. The first yes names the mode; without one it is
+undetermined."""
 
 
 def figures() -> tuple[Sketch, ...]:
@@ -77,8 +78,8 @@ def figures() -> tuple[Sketch, ...]:
         ),
         Sketch(
             "Words and latents", _heat(),
-            "One row for each word, one column for each latent, deeper where the word reads more of it. Latents that go "
-            "together stand together.",
+            "One row for each word, one column for each latent, deeper where the word reads more of it. Latents that "
+            "go together stand together.",
         ),
         Sketch(
             "What changes the answer", _arms(),
