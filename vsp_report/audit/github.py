@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from vsp_report.audit.account import UNSTABLE, Account, CaseJudged, by_urgency
 from vsp_report.audit.verdicts import UNMET
+from vsp_report.audit.words import one_line
 
 SUMMARY_BYTES = 900_000
 ANNOTATIONS = 10
@@ -43,7 +44,7 @@ def _row(one: CaseJudged) -> str:
 
 def _plain(text: str) -> str:
     """Text of a case or a model as nothing but text."""
-    return _MARKED.sub(lambda found: f"&#{ord(found[1])};", " ".join(text.split()))
+    return _MARKED.sub(lambda found: f"&#{ord(found[1])};", one_line(text))
 
 
 def annotations(account: Account) -> list[str]:
@@ -72,7 +73,7 @@ def _commands(kind: str, found: Sequence[tuple[CaseJudged, str]]) -> list[str]:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return one_line(text).replace("%", "%25")
 
 
 def _property(text: str) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from vsp_report.audit.account import COULD_NOT_RUN, Account, CaseJudged, by_urgency
 from vsp_report.audit.verdicts import VERDICTS
+from vsp_report.audit.words import one_line
 from vsp_report.recording import sha
 
 MOST = 5000
@@ -74,7 +75,7 @@ def _result(one: CaseJudged, rule: str, line: int, text: str, path: str) -> dict
         "ruleId": _id(rule),
         "ruleIndex": _RULES.index(rule),
         "level": _LEVELS.get(rule, "error"),
-        "message": {"text": f"{one.id}: {text}"},
+        "message": {"text": one_line(f"{one.id}: {text}")},
         "locations": [{"physicalLocation": place}],
         # The same finding in a later audit, wherever its line has moved to.
         "partialFingerprints": {"vspReport/v1": sha(f"{one.id}\n{rule}\n{path}")[:32]},

@@ -37,6 +37,7 @@ from vsp_report.recording import (
     sha,
     sha_of,
 )
+from vsp_report.render import audits
 from vsp_report.render.ledger import Ledger, NotOurs
 
 RECORDINGS = "recordings"
@@ -112,6 +113,9 @@ class _Builder:
         self.drawer_sha = sha_of([self.versions, *(file_sha(room / name) for name in _DRAWER)])
         # Parts of the site that are not always there are named here where they are.
         self.places = [Place("index.html", "All cases"), Place("how-to-read.html", "How to read this")]
+        self.audited = audits.sources(site)
+        if self.audited:
+            self.places.insert(1, Place(audits.PAGE, "Audit"))
         self._environment: Any = None
 
     def build(self) -> Built:
@@ -128,6 +132,12 @@ class _Builder:
         self._static()
         self._index(cards)
         self._part("how-to-read", self._page_key("how-to-read"), self._how_to_read)
+        try:
+            self._audits({card["id"] for card in cards})
+        except NotOurs:
+            raise
+        except VspError as fault:
+            faults.append(fault)
         removed = self.ledger.close()
         return Built(len(cards), tuple(self.written), tuple(removed), tuple(faults))
 
@@ -264,6 +274,12 @@ class _Builder:
             return {"index.html": html, **files}
 
         self._part("index", self._page_key(cards), make, lambda: {"from": made_from})
+
+    def _audits(self, shown: set[str]) -> None:
+        """What `vsp-report audit` left in the site: read, never written."""
+        if self.audited:
+            key = self._page_key(self.audited, sorted(shown))
+            self._part("audit", key, lambda: audits.pages(self.site, shown, self._render))
 
     def _how_to_read(self) -> dict[str, bytes]:
         from vsp_report.render import sketches
