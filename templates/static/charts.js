@@ -39,7 +39,7 @@
   function embed(id) {
     var place = $('[data-figure="' + id + '"]'), spec = coloured(VSP_FIGURES[id], exchange());
     if (id === "heatmap") spec = retabled(spec);
-    else spec = narrowed(spec, place.clientWidth - (id === "classes" ? 190 : id.indexOf("rounds") === 0 ? 110 : 70));
+    else spec = narrowed(spec, place.clientWidth - (id === "classes" ? 190 : id.indexOf("rounds") === 0 ? 210 : 70));
     var target = document.createElement("div");
     return window.vegaEmbed(target, spec, options("svg")).then(function (made) {
       if (views[id]) views[id].finalize();

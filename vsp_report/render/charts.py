@@ -20,6 +20,7 @@ from vsp_report.render.theme import LIGHT, chart_config, finished_svg
 
 CONTROL_KINDS = {"latents": "other latents", "directions": "random directions", "untrained": "untrained SAE"}
 _DOSE_MARGIN = 1.35
+_ROUNDS_PX = 300
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+~g')"
 """Of an axis of changes: a sign before everything but zero."""
 
@@ -78,7 +79,8 @@ def control_histogram(
     bars = (
         alt.Chart(_rows(rows))
         .mark_rect(aria=False, color=LIGHT["control"])
-        .encode(x2="to:Q", y=alt.Y("draws:Q", title=None, axis=alt.Axis(tickCount=2, domain=False)), y2="none:Q",
+        .encode(x2="to:Q", y2="none:Q",
+                y=alt.Y("draws:Q", title=None, axis=alt.Axis(tickCount=2, domain=False, minExtent=30)),
                 tooltip=["kind:N", "draws:Q", alt.Tooltip("from:Q", format="+.2f"), alt.Tooltip("to:Q", format="+.2f")])
     )  # fmt: skip
     here = [{"kind": CONTROL_KINDS[draws.kind], "change": change, "label": _with_p(change, draws.p)}
@@ -106,7 +108,7 @@ def control_histogram(
 
 def _with_p(change: float, p: float | None) -> str:
     said = p_value(p)
-    p_said = "" if p is None else f"  p {said}" if said.startswith("<") else f"  p = {said}"
+    p_said = "" if p is None else f", p {said}" if said.startswith("<") else f", p = {said}"
     return number(change, 1, signed=True) + p_said
 
 
@@ -151,12 +153,12 @@ def rounds(rows: Sequence[dict[str, Any]], contrast: tuple[str, str], descriptio
     low, high = min(margins), max(margins)
     pad = 0.16 * max(high - low, 0.2)
     names = ["as it is" if row["round"] == "0" else f"round {row['round']}" for row in rows]
-    rows = [row | {"name": name, "place": place, "shown": f"“{row['answer'][:28]}”"}
+    rows = [row | {"name": name, "place": place, "shown": f"“{row['answer'][:24]}” {number(row['margin'], 1, True)}"}
             for place, (row, name) in enumerate(zip(rows, names, strict=True))]  # fmt: skip
     y = alt.Y("name:N", sort=names, title=None,
               axis=alt.Axis(domain=False, ticks=False, labelPadding=10, labelColor=LIGHT["ink"]))  # fmt: skip
     x = alt.X("margin:Q", scale=alt.Scale(domain=[low - pad, high + pad], nice=False), title=_directions(contrast),
-              axis=alt.Axis(tickCount=6, labelExpr=SIGNED))  # fmt: skip
+              axis=alt.Axis(tickCount=4, labelExpr=SIGNED))  # fmt: skip
     base = alt.Chart(_rows(rows))
     line = base.mark_line(aria=False, color=LIGHT["before"], strokeWidth=1.5).encode(
         x=x, y=y, order=alt.Order("place:O"))  # fmt: skip
@@ -164,14 +166,11 @@ def rounds(rows: Sequence[dict[str, Any]], contrast: tuple[str, str], descriptio
         x=x, y=y, shape=_sides(alt.Shape), color=_sides(alt.Color),
         tooltip=["name:N", "does:N", "answer:N", alt.Tooltip("margin:Q", format="+.2f")],
     )  # fmt: skip
-    middle = (low + high) / 2
-    labels = [
-        base.transform_filter(alt.datum.margin <= middle).mark_text(aria=False, align="left", dx=9, dy=-9),
-        base.transform_filter(alt.datum.margin > middle).mark_text(aria=False, align="right", dx=-9, dy=-9),
-    ]
-    said = [label.encode(x=x, y=y, text="shown:N", color=_sides(alt.Color)) for label in labels]
+    said = base.mark_text(aria=False, align="left", x="width", dx=12).encode(
+        y=y, text="shown:N", color=_sides(alt.Color)
+    )
     zero = _zero().encode(x="zero:Q")
-    return _framed(alt.layer(zero, line, points, *said).properties(width=440, height=44 * len(rows)), description)
+    return _framed(alt.layer(zero, line, points, said).properties(width=_ROUNDS_PX, height=44 * len(rows)), description)
 
 
 def _sides(channel: Any) -> Any:
@@ -254,8 +253,8 @@ def attribution_scatter(attributions: Sequence[Attribution], description: str) -
     pad = 0.08 * max(high - low, 0.1)
     scale = alt.Scale(domain=[low - pad, high + pad], nice=False, zero=False)
     x = alt.X("predicted:Q", scale=scale, title="predicted change of the log-odds",
-              axis=alt.Axis(tickCount=5, format="+.2~f"))  # fmt: skip
-    y = alt.Y("measured:Q", scale=scale, title="measured", axis=alt.Axis(tickCount=5, format="+.2~f", grid=True))
+              axis=alt.Axis(tickCount=5, labelExpr=SIGNED))  # fmt: skip
+    y = alt.Y("measured:Q", scale=scale, title="measured", axis=alt.Axis(tickCount=5, labelExpr=SIGNED, grid=True))
     diagonal = (
         alt.Chart(_rows([{"a": low - pad, "b": low - pad}, {"a": high + pad, "b": high + pad}]))
         .mark_line(aria=False, color=LIGHT["soft"], strokeDash=[2, 3], strokeWidth=1)

@@ -6,6 +6,7 @@ to see, from the figures themselves.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,21 +39,48 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     """text, numbers, or None"""
 
+    def columns(self) -> list[tuple[str, bool]]:
+        """The names, and whether numbers stand under them."""
+        return [(name, _numeric([row[i] for row in self.rows])) for i, name in enumerate(self.head)]
+
     def cells(self) -> list[list[tuple[str, bool]]]:
-        """As they are shown, and whether they are numbers; the first rows of a long table."""
-        return [[_cell(value) for value in row] for row in self.rows[:TABLE_ROWS]]
+        """As they are shown, and whether they are numbers; the first rows of a long table. The numbers of a column
+        have the same digits."""
+        shown = self.rows[:TABLE_ROWS]
+        digits = [_digits([row[i] for row in shown]) for i in range(len(self.head))]
+        numeric = [numbers for _, numbers in self.columns()]
+        return [[(_cell(value, digits[i]), numeric[i]) for i, value in enumerate(row)] for row in shown]
 
     @property
     def left_out(self) -> int:
         return max(0, len(self.rows) - TABLE_ROWS)
 
 
-def _cell(value: Any) -> tuple[str, bool]:
+def _numeric(column: list[Any]) -> bool:
+    there = [value for value in column if value is not None]
+    return bool(there) and all(isinstance(value, (int, float)) for value in there)
+
+
+def _digits(column: list[Any]) -> int | None:
+    """How many behind the point, so that the largest has three; None where a short form says all of each."""
+    found = [abs(value) for value in column if isinstance(value, float)]
+    if all(len(f"{value:g}") <= 3 for value in found):
+        return None
+    largest = max(found)
+    return min(4, max(0, 2 - math.floor(math.log10(largest)))) if 0 < largest < math.inf else 2
+
+
+def _cell(value: Any, digits: int | None) -> str:
     if value is None:
-        return "–", True
-    if isinstance(value, float):
-        return f"{value:.4g}".replace("-", "−"), True
-    return str(value).replace("-", "−") if isinstance(value, int) else str(value), isinstance(value, int)
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) or digits is None:
+        return f"{value:g}".replace("-", "−") if isinstance(value, float) else str(value).replace("-", "−")
+    text = f"{value:.{digits}f}"
+    # What rounds to zero and is none says how small it is.
+    text = f"{value:.2g}" if value and not float(text) else text
+    return text.replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -90,6 +118,10 @@ def _id(kind: str, place: int, name: str) -> str:
 # --- steering --------------------------------------------------------------------------------------------------------
 
 
+_KINDS = {"latents": "draws of other latents", "directions": "random directions", "untrained": "draws of an untrained "
+          "SAE"}  # fmt: skip
+
+
 def _drawn(steered: Steered) -> list[Any]:
     return [draws for draws in steered.controls if draws.changes]
 
@@ -97,8 +129,8 @@ def _drawn(steered: Steered) -> list[Any]:
 def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
     controls = _drawn(steered)
     said = [
-        f"{counted(len(d.changes), 'draw')} of {charts.CONTROL_KINDS[d.kind]} {number(min(d.changes), 1, True)} to "
-        f"{number(max(d.changes), 1, True)}" + (f" (p = {p_value(d.p)})" if d.p is not None else "")
+        f"{number(min(d.changes), 1, True)} to {number(max(d.changes), 1, True)} ({len(d.changes)} "
+        f"{_KINDS[d.kind]}{f', p = {p_value(d.p)}' if d.p is not None else ''})"
         for d in controls
     ]
     moved = number(steered.change, 1, True)
@@ -111,7 +143,7 @@ def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
     return Figure(
         _id("controls", place, steered.name),
         description,
-        f"How far “{steered.name}” moves the log-odds (line, {moved}), and how far its matched controls do (grey): "
+        f"How far “{steered.name}” moves the log-odds (line, {moved}), and how far its matched controls (grey) do: "
         f"{ranges}{also}",
         Table(("arm", "draw", "change of the log-odds"), tuple(rows)),
         lambda: charts.control_histogram(steered.change, controls, description, contrast),
@@ -124,8 +156,10 @@ def _flipping(controls: Sequence[ControlDraws]) -> str:
         return ""
     if not any(flips.values()):
         return " None of them changes the answer."
-    some = [f"{share(of)} of the {kind}" for kind, of in flips.items() if of]
-    return f" The answer changes with {' and '.join(some)}."
+    if len(flips) > 1 and len(set(flips.values())) == 1:
+        return f" Of each kind, {share(next(iter(flips.values())))} change the answer."
+    some = [f"{share(of)} ({kind})" for kind, of in flips.items() if of]
+    return f" The answer changes with {' and '.join(some)} of them."
 
 
 def _measured(rounds: Sequence[Steered]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from vsp_report.case import case_yaml
 from vsp_report.recording import Collateral, Latent, Recording, Stop
 from vsp_report.recording.parts import Row
-from vsp_report.render import arms, figures, looking, prose
+from vsp_report.render import arms, figures, looking, prose, replay
 from vsp_report.render.arms import Arm, Turn
 from vsp_report.render.case_data import script_data
 from vsp_report.render.figures import Figure, Table
@@ -96,6 +96,7 @@ class CasePage:
     arms: tuple[Arm, ...]
     has_margins: bool
     has_controls: bool
+    has_intervals: bool
     turns: tuple[Turn, ...]
     rephrased: tuple[Arm, ...]
     collateral: tuple[tuple[str, Collateral], ...]
@@ -135,7 +136,7 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
                                      looking.bars(recording, opens))  # fmt: skip
     rephrased = arms.rephrased_of(recording)
     sections = (
-        ("look", "Where it looks", picture is not None or opens is not None),
+        ("look", "Where it looks", picture is not None or opens is not None or recording.classified is not None),
         ("diagnosis", "Which failure it is", bool(tests)),
         ("steering", "What changes the answer", bool(lines)),
         ("rephrased", "In other words", bool(rephrased)),
@@ -176,6 +177,7 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
         arms=lines,
         has_margins=any(one.bar for one in lines),
         has_controls=any(one.controls or one.change is not None for one in recording.steered),
+        has_intervals=any(one.interval for one in lines),
         turns=arms.turns_of(recording),
         rephrased=rephrased,
         collateral=tuple((one.name, other) for one in recording.steered for other in one.collateral),
@@ -298,7 +300,8 @@ def _provenance(recording: Recording) -> tuple[tuple[str, str], ...]:
 def _beside(recording: Recording, words: Table, cited: str) -> dict[str, str | Table]:
     """What was asked, how the case is cited, and what was said of each word."""
     files: dict[str, str | Table] = {"case.yaml": case_yaml(recording.case), "cite.bib": cited}
-    return files | ({"words.csv": words} if words.rows else {})
+    files |= {"words.csv": words} if words.rows else {}
+    return files | ({"replay.js": replayed} if (replayed := replay.script(recording)) else {})
 
 
 # --- how it is cited -------------------------------------------------------------------------------------------------
