@@ -23,8 +23,11 @@ from typing import Any
 import numpy as np
 
 from vsp_report.recording import Answered, EditMade, Recording, Steered, Swept
+from vsp_report.render.drawn import script_json
 from vsp_report.render.findings import contrast_of
 
+PICTURE = "picture.webp"
+"""Beside the page."""
 SHOWN = 48
 """So many latents are offered to choose from, beside those of the clusters."""
 
@@ -162,14 +165,21 @@ def _scores(recording: Recording, name: str) -> Sequence[float]:
 # --- what was recorded -------------------------------------------------------------------------------------------
 
 
+def script(recording: Recording) -> str:
+    """What stands beside a page for its panel; empty where there is none."""
+    replayed = replay(recording, PICTURE)
+    return f"window.VSP_REPLAY={script_json(replayed)};\n" if replayed else ""
+
+
 def replay(recording: Recording, picture: str) -> dict[str, Any] | None:
     """The panel of a page alone: what it shows, and every round that was recorded; None where nothing answers."""
     if recording.clean is None or recording.image is None or not (recording.steered or recording.swept):
         return None
     shown = spec(recording, picture)
     start = clean_look(recording)
-    return shown | {"looked": start, "rounds": [{"prompt": prompt, "edits": edits, "mode": mode, "events": events}
-                    for prompt, edits, mode, events in _rounds(recording)]}  # fmt: skip
+    rounds = [{"label": label, "prompt": prompt, "edits": edits, "mode": mode, "events": events}
+              for label, prompt, edits, mode, events in _rounds(recording)]  # fmt: skip
+    return shown | {"looked": start, "rounds": rounds}
 
 
 def clean_look(recording: Recording) -> dict[str, Any] | None:
@@ -185,14 +195,16 @@ def clean_look(recording: Recording) -> dict[str, Any] | None:
                   [recording.latents[i].number for i in shown], arrays.maps_LP[shown])  # fmt: skip
 
 
-def _rounds(recording: Recording) -> Iterator[tuple[str, list[dict[str, Any]], str, list[dict[str, Any]]]]:
-    prompt, clean = recording.case.get("prompt") or "", recording.clean
-    yield prompt, [], "delta", _events(recording, clean, None, "clean")
+def _rounds(recording: Recording) -> Iterator[tuple[str, str, list[dict[str, Any]], str, list[dict[str, Any]]]]:
+    """What each was called, what was asked, and what came out."""
+    prompt, clean, start = recording.case.get("prompt") or "", recording.clean, clean_look(recording)
+    events = _events(recording, clean, None, "clean")
+    yield "as it is", prompt, [], "delta", events + ([{"type": "looked", **start}] if start else [])
     for one in recording.rephrased:
-        yield one.prompt, [], "delta", _events(recording, one.answered, None)
+        yield one.name, one.prompt, [], "delta", _events(recording, one.answered, None)
     for one in recording.steered:
         edits = [edit(e.latents, e.op, e.value, e.boxes) for e in edits_of(recording, one)]
-        yield prompt, edits, one.mode, _events(recording, one.after, one.change, one.name, one)
+        yield one.name, prompt, edits, one.mode, _events(recording, one.after, one.change, one.name, one)
     for one in recording.swept:
         of = recording.steering(one.of)
         if of is not None:
@@ -214,7 +226,7 @@ def _doses(recording: Recording, prompt: str, of: Steered, swept: Swept) -> Iter
         edits = [edit(e.latents, e.op, e.value, e.boxes) for e in (*before, *scaled)]
         margins = (dose.answered.margin, recording.clean.margin)
         change = None if None in margins else margins[0] - margins[1]
-        yield prompt, edits, of.mode, _events(recording, dose.answered, change)
+        yield f"{of.name} × {dose.factor:g}", prompt, edits, of.mode, _events(recording, dose.answered, change)
 
 
 def _events(recording: Recording, one: Answered, change: float | None, name: str = "",
