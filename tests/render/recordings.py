@@ -50,7 +50,7 @@ from vsp_report.sketchworld import planted
 WORDS = ["USER:", " is", " the", " person", " sitting", " or", " standing", "?", " ASSISTANT:", " sitting", "</s>"]
 SIDE = 12
 LABELS = ["chair", "seat", "person", "legs", "red shirt", "ground", "sky", "head", "", "chair back"]
-EVIL = '<script>alert(1)</script><img src=x onerror=alert(2)>"\'&{{ 7*7 }}</title>'
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}</title>"
 
 
 def picture(mode: str = "misleading-cue", variation: str = "chair", seed: int = 1) -> bytes:
@@ -193,8 +193,16 @@ def full(**changes: Any) -> Recording:
     return replace(recording, **({"arrays": arrays} | changes))
 
 
+def second() -> Recording:
+    """`full`, run again with something else in it: the steering does not correct it any more."""
+    base = full()
+    weaker = (replace(base.steered[1], after=answered("sitting", -1.4), change=1.71, p=0.2, flipped=False),)
+    return replace(base, steered=(base.steered[0], *weaker, base.steered[2]),
+                   provenance=replace(base.provenance, package_sha="9" * 64))  # fmt: skip
+
+
 def failed() -> Recording:
-    trace = "Traceback (most recent call last):\n  File \"<cell 7>\", line 2\nSteeringError: no latent has this label"
+    trace = 'Traceback (most recent call last):\n  File "<cell 7>", line 2\nSteeringError: no latent has this label'
     message = "cases/cup.yaml:14: steer.no-hand names label hand; no latent has it. Choose another."
     stop = Stop("steer no-hand", message, trace)
     return full(id="failed-in-a-cell", status="error", stop=stop, case=asked(title="A cup that was not finished"),
