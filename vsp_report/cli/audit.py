@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vsp_report import __version__
-from vsp_report.cli.words import DEVICES, check_writable, command, counted, positive, seconds, write_whole
+from vsp_report.cli import datasets
+from vsp_report.cli.words import DEVICES, check_writable, command, counted, positive, seconds, share, write_whole
 from vsp_report.errors import InputError
 
 
@@ -51,10 +52,22 @@ def add(rooms: Any) -> None:
     where = runs.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=positive, default=1, metavar="N", help="how many at once (default: %(default)s)")
     where.add_argument("--cluster", metavar="ADDRESS", help="on the workers of a Dask cluster")
+    many = audit.add_argument_group("a data set instead of cases")
+    many.add_argument("--dataset", type=Path, metavar="FILE", help="rows of pictures and questions (.csv, .jsonl): "
+                      "image, question, right, wrong, and more (see vsp_report/audit/rows.py)")  # fmt: skip
+    many.add_argument("--model", default="sketchworld", metavar="NAME", help="(default: %(default)s)")
+    many.add_argument("--sae", default="sketchworld/vision.3", metavar="NAME", help="(default: %(default)s)")
+    many.add_argument("--name", metavar="NAME", help="its name in the site (default: the file's)")
+    many.add_argument("--accuracy", type=share, metavar="SHARE", help="exit with 1 if fewer rows are right: 60%%")
+    many.add_argument("--pairs", type=share, metavar="SHARE", help="exit with 1 if in fewer pairs both are right")
+    many.add_argument("--diagnosis", action=argparse.BooleanOptionalAction, default=True, help="look for the failure "
+                      "mode of what is not right (default: yes)")  # fmt: skip
 
 
 def _audit(args: argparse.Namespace) -> int:
     _check_words(args)
+    if args.dataset is not None:
+        return datasets.audit_dataset(args)
     from vsp_report.audit import account as accounts
     from vsp_report.audit import history
     from vsp_report.case import load_cases
@@ -95,6 +108,9 @@ def _check_words(args: argparse.Namespace) -> None:
     if args.update and os.environ.get("CI", "").lower() not in ("", "0", "false"):
         remedy = "Run it on your machine, look at what changes, and commit it."
         raise InputError("--update", "writes no baselines in CI (the variable CI is set)", remedy)
+    if args.dataset is not None and (args.cases or args.only or args.update or args.junit or args.sarif):
+        remedy = "Leave CASE, --only, --update, --junit and --sarif away."
+        raise InputError("--dataset", "is audited by itself", remedy)
     for file in (args.junit, args.sarif, args.json):
         check_writable(file)
 

@@ -80,6 +80,21 @@ def seconds(text: str) -> float:
     return found
 
 
+def share(text: str) -> float:
+    """0.6, 60% or 3/5"""
+    try:
+        if text.endswith("%"):
+            found = float(text[:-1]) / 100
+        else:
+            part, _, whole = text.partition("/")
+            found = float(part) / float(whole or 1)
+    except (ValueError, ZeroDivisionError):
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write 0.6, 60% or 3/5")
+    return found
+
+
 def _whole_number(text: str, least: int) -> int:
     try:
         number = int(text)

@@ -16,6 +16,7 @@ from vsp_report.audit.history import FOLDER, LAST, LINES, Line, load_history, lo
 from vsp_report.audit.verdicts import VERDICTS
 from vsp_report.audit.words import listed, number
 from vsp_report.recording import file_sha
+from vsp_report.render import datasets
 
 PAGE = "audit.html"
 STRIP = 24
@@ -79,13 +80,16 @@ class AuditPage:
 def sources(site: Path) -> list[list[str]]:
     """What the page is made of, with hashes; empty where there has been no audit."""
     files = [site / FOLDER / name for name in (LAST, LINES)]
-    return [[file.name, file_sha(file)] for file in files if file.is_file()]
+    return [*([file.name, file_sha(file)] for file in files if file.is_file()), *datasets.sources(site)]
 
 
 def pages(site: Path, shown: set[str], render: Callable[..., bytes]) -> dict[str, bytes]:
     """The files of these pages; `render` takes a template and its values."""
-    page = audit_page(site, shown)
-    return {PAGE: render("audit.html.jinja", root="", here=PAGE, page=page)} if page else {}
+    sets = {file.parent.name: datasets.dataset_page(file) for file in datasets.files(site)}
+    made = {PAGE: render("audit.html.jinja", root="", here=PAGE, page=audit_page(site, shown), sets=sets)}
+    for name, page in sets.items():
+        made[f"{datasets.FOLDER}/{name}/index.html"] = render("dataset.html.jinja", root="../../", page=page)
+    return made
 
 
 def audit_page(site: Path, pages: set[str]) -> AuditPage | None:

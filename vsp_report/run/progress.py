@@ -26,6 +26,10 @@ class Progress:
     def begins(self, tasks: int) -> None:
         self._tasks, self._begun = tasks, time.monotonic()
 
+    def grows(self, tasks: int) -> None:
+        """More of the same batch has been read: so many are known by now."""
+        self._tasks = tasks
+
     def ended(self, outcome: Outcome) -> None:
         self._ended += 1
         if outcome.note:
