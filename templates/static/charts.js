@@ -109,11 +109,11 @@
     box.setAttribute("aria-label", "Heatmap: arrow keys choose a word and a latent");
     box.addEventListener("keydown", moved);
     VSP.watch(mark);
-    var before = "";
+    var noisy = heat.columns.map(VSP.noise).join();
     VSP.watch(function () {
-      var now = heat.columns.map(VSP.noise).join();
-      if (before && before !== now && views.heatmap) { clusters(); embed("heatmap"); }
-      before = now;
+      var now = heat.columns.map(VSP.noise).join(), same = now === noisy;
+      noisy = now;
+      if (!same && views.heatmap) { clusters(); embed("heatmap"); }
     });
     clusters();
   }

@@ -62,62 +62,6 @@ def test_every_link_leads_somewhere(page: Page, built: Path) -> None:
                 assert page.value(f"Boolean(document.getElementById('{part}'))"), f"{name}: {link}"
 
 
-def test_keys_move_through_the_words(page: Page, built: Path) -> None:
-    page.open((built / CHAIR).as_uri())
-    chosen = "document.querySelector('[data-strip] [aria-checked=true]').textContent"
-    caption = "document.querySelector('#look-caption').textContent"
-    assert page.value(chosen) == "sitting"
-    page.value("document.querySelector('[data-strip] [aria-checked=true]').focus()")
-    page.press("ArrowLeft")
-    assert page.value(chosen) == "ASSISTANT:"
-    assert "says “ASSISTANT:”" in page.value(caption)
-    assert page.value("document.activeElement.textContent") == "ASSISTANT:"
-    page.press("Home")
-    assert page.value(chosen) == "USER:"
-    assert "Nothing was recorded" in page.value(caption)
-    page.press("ArrowLeft")
-    assert page.value(chosen) == "</s>"
-    assert page.value("document.querySelectorAll('[data-strip] [tabindex=\"0\"]').length") == 1
-    page.value("document.querySelector('[value=own]').click()")
-    assert "reads “</s>”" in page.value(caption)
-
-
-def test_a_latent_shows_where_it_is_active(page: Page, built: Path) -> None:
-    page.open((built / CHAIR).as_uri())
-    pixels = "document.querySelector('.stage canvas').toDataURL()"
-    before = page.value(pixels)
-    page.value("document.querySelector('[data-latents] button').focus()")
-    page.press("Enter")
-    assert page.value("document.querySelector('[data-latents] button').getAttribute('aria-pressed')") == "true"
-    assert page.value("document.activeElement.getAttribute('aria-pressed')") == "true"
-    assert page.value(pixels) != before
-    assert "Latent" in page.value("document.querySelector('[data-latent-card]').textContent")
-    page.press("Enter")
-    assert page.value(pixels) == before
-    page.value("document.querySelector('#weighted').click()")
-    assert page.value("document.querySelectorAll('[data-latents] button').length") == 12
-
-
-def test_the_heatmap_answers(page: Page, built: Path) -> None:
-    page.open((built / CHAIR).as_uri())
-    page.value("document.querySelector('[data-figure=heatmap]').scrollIntoView()")
-    cells = "document.querySelectorAll('[data-figure=heatmap] .mark-rect path').length"
-    page.wait(cells)
-    assert page.value(cells) == 11 * 29
-    changed = "window.seen !== document.querySelector('[data-figure=heatmap] svg')"
-    for control, value in (("normalize", "row"), ("clustering", "3"), ("whose-heatmap", "own"), ("top", "3")):
-        page.value("window.seen = document.querySelector('[data-figure=heatmap] svg'), true")
-        page.value(f"(e => (e.value = '{value}', e.dispatchEvent(new Event('change'))))"
-                   f"(document.getElementById('{control}'))")  # fmt: skip
-        page.wait(changed)
-    assert 0 < page.value(cells) < 11 * 29
-    one = "document.querySelectorAll('[data-figure=heatmap] .mark-rect path')[40].getBoundingClientRect()"
-    box = page.value(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({one})")
-    page.click(*box)
-    page.wait("!document.querySelector('[data-latent-card]').hidden")
-    assert page.logged == []
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_wider_than_the_screen(page: Page, built: Path, name: str) -> None:
     page.size(360)
@@ -135,16 +79,6 @@ def test_nothing_is_wider_than_the_screen(page: Page, built: Path, name: str) ->
     assert page.logged == []
 
 
-def test_charts_are_dark_by_night(page: Page, built: Path) -> None:
-    page.open((built / CHAIR).as_uri())
-    page.value("document.querySelector('[data-figure=heatmap]').scrollIntoView()")
-    cell = "document.querySelector('[data-figure=heatmap] .mark-rect path')?.getAttribute('fill')"
-    page.wait(f"{cell} == VSP_COLOURS.light.heat")
-    page.scheme("dark")
-    page.wait(f"{cell} == VSP_COLOURS.dark.heat")
-    page.scheme("light")
-
-
 def test_a_strangers_texts_stay_texts(page: Page, built: Path) -> None:
     for name in ("index.html", "cases/hostile/index.html"):
         opened(page, (built / name).as_uri())
@@ -156,20 +90,6 @@ def test_a_strangers_texts_stay_texts(page: Page, built: Path) -> None:
     assert page.logged == []
     assert not (built.parent / "escaped").exists()
     assert not (built.parent.parent / "escaped").exists()
-
-
-def test_without_scripts_everything_is_there(page: Page, built: Path) -> None:
-    page.scripts(False)
-    page.open((built / CHAIR).as_uri())
-    page.send("DOM.enable")
-    root = page.send("DOM.getDocument")["root"]["nodeId"]
-    html = page.send("DOM.getOuterHTML", nodeId=root)["outerHTML"]
-    page.scripts(True)
-    assert html.count('<img src="figures/') == 5
-    assert "look.webp" in html and "Ablating ten latents" in html
-    assert 'data-controls="look" hidden' in html
-    assert html.count("Data of figure") >= 10
-    assert page.value("[...document.images].every(i => i.alt && i.naturalWidth)")
 
 
 def test_the_index_is_searched_and_remembers(page: Page, built: Path) -> None:

@@ -77,13 +77,13 @@ def test_what_is_no_picture_is_none(tmp_path) -> None:
 def test_charts_are_the_same_each_time_and_know_the_night() -> None:
     found = figures.figures_of(full()) | figures.figures_of(classification())
     kinds = {name.split("-")[0] for name in found}
-    assert kinds == {"controls", "dose", "heatmap", "attribution", "classes"}
-    for name in ("controls-0-strongest-ten", "dose-0-strongest-ten", "classes"):
+    assert kinds == {"controls", "rounds", "dose", "heatmap", "attribution", "classes"}
+    for name in ("controls-0-strongest-ten", "rounds-0-second-round", "dose-0-strongest-ten", "classes"):
         figure = found[name]
         svg = charts.svg(figure.draw())
         assert svg == charts.svg(figure.draw())
         assert "prefers-color-scheme:dark" in svg
-        assert any(colour in svg for colour in (DARK["after"], DARK["right"]))
+        assert any(colour in svg for colour in (DARK["after"], DARK["right"], DARK["wrong"]))
         assert figure.alt and figure.caption and figure.table.rows
 
 

@@ -1,0 +1,192 @@
+"""Case page: the values of a case's page, from what was recorded. The page in a browser is in tests/browser."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.render.recordings import EVIL, answered, asked, classification, failed, full, hostile, not_run
+from vsp_report.case import case_yaml, load_cases, make_case
+from vsp_report.case.files import _read_node
+from vsp_report.case.source import Faults, read_source
+from vsp_report.recording import Answered, Diagnosis, Token
+from vsp_report.render import arms, figures, looking
+from vsp_report.render.case_data import script_data
+from vsp_report.render.figures import Table
+from vsp_report.render.pages import bibtex, case_page
+
+
+def tokens(text: str, *log_probs: float | None) -> Answered:
+    words = text.split()
+    return Answered(text, tuple(Token(f" {word}", "answer", i, p) for i, (word, p) in
+                                enumerate(zip(words, log_probs or [None] * len(words), strict=True))))  # fmt: skip
+
+
+# --- what it said ----------------------------------------------------------------------------------------------------
+
+
+def test_both_answers_are_told_token_by_token() -> None:
+    before, after = arms.differing(
+        tokens("a fish and a star", 0.0, -0.1, -0.2, None, -3.0), tokens("a star", -0.5, 0.0)
+    )
+    assert [(one.text, one.tone) for one in before] == [
+        ("a", "same"), ("fish", "gone"), ("and", "gone"), ("a", "gone"), ("star", "same")]  # fmt: skip
+    assert [(one.text, one.tone, one.probability) for one in after] == [
+        ("a", "same", "61 %"),
+        ("star", "same", "100 %"),
+    ]
+    assert [one.probability for one in before] == ["100 %", "90 %", "82 %", "", "5.0 %"]
+
+
+def test_what_is_the_same_before_and_after_makes_up_both_answers() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        texts = [" ".join(rng.choice(["a", "b", "c", "d"], rng.integers(1, 9))) for _ in range(2)]
+        before, after = arms.differing(*map(tokens, texts))
+        assert [" ".join(one.text for one in said) for said in (before, after)] == texts
+        assert [one.text for one in before if one.tone == "same"] == [one.text for one in after if one.tone == "same"]
+        assert {one.tone for one in before} <= {"same", "gone"} and {one.tone for one in after} <= {"same", "new"}
+
+
+def test_the_headlines_steering_comes_first_and_a_class_is_no_text() -> None:
+    turns = arms.turns_of(full())
+    assert [turn.name for turn in turns] == ["strongest-ten", "no-chair", "second-round"]
+    assert (turns[0].before_tone, turns[0].after_tone, turns[1].same) == ("wrong", "right", True)
+    assert arms.turns_of(classification()) == () and arms.turns_of(not_run()) == ()
+
+
+def test_rounds_are_the_steerings_that_stand_on_one_another() -> None:
+    assert [[one.name for one in chain] for chain in arms.rounds_of(full())] == [["no-chair", "second-round"]]
+    base = full().steered
+    third = replace(base[2], name="third", onto="second-round", after=answered("standing", 1.0))
+    recording = full(steered=(*base, third))
+    assert [[one.name for one in chain] for chain in arms.rounds_of(recording)] == [
+        ["no-chair", "second-round", "third"]
+    ]
+    drawn = next(one for name, one in figures.figures_of(recording).items() if name.startswith("rounds-"))
+    assert "turns in round 3" in drawn.caption and len(drawn.table.rows) == 4
+    assert drawn.table.rows[3][4] == pytest.approx(1.2)
+    # What names nothing or itself ends the sequence.
+    assert arms.rounds_of(full(steered=(replace(base[2], onto="absent"),))) == []
+    assert len(arms.rounds_of(full(steered=(base[0], replace(base[2], onto=base[2].name))))) == 0
+
+
+# --- where it looks --------------------------------------------------------------------------------------------------
+
+
+def test_the_strip_has_a_line_for_each_part_and_every_token_once() -> None:
+    recording = full()
+    lines = looking.strip(recording, looking.start(recording))
+    assert [line.name for line in lines] == ["Prompt", "Answer"]
+    assert [spot.place for line in lines for spot in line.tokens] == list(range(len(recording.tokens)))
+    system = tuple(replace(token, kind="system") if 1 <= i <= 3 else token for i, token in enumerate(recording.tokens))
+    told = replace(recording, tokens=system)
+    assert [line.name for line in looking.strip(told, looking.start(told))] == ["System prompt", "Prompt", "Answer"]
+
+
+def test_the_table_of_words_says_where_the_picture_is_darkest() -> None:
+    recording = full()
+    rows = looking.words_table(recording, looking.start(recording)).rows
+    assert len(rows) == len(recording.tokens) and rows[0][3] is None
+    weights = recording.arrays.predicting_TP[9].astype(float)
+    row, column = divmod(int(weights.argmax()), 12)
+    assert rows[9][4] == f"row {row + 1}, column {column + 1}" and rows[9][3] == pytest.approx(weights.sum())
+
+
+def test_a_caption_opens_with_a_word_that_names_something() -> None:
+    recording = full(case=asked(contrast=None, expect={}, steer=None, sweep=None))
+    texts = ["a", "star"]
+    told = replace(recording, tokens=(*recording.tokens[:9], *(Token(f" {t}", "answer", 1) for t in texts)))
+    assert told.tokens[looking.start(told).token].text == " star"
+
+
+def test_a_picture_without_tokens_has_latents_too() -> None:
+    recording = replace(classification(), latents=full().latents, arrays=replace(full().arrays, predicting_TP=None,
+                                                                                 own_TP=None))  # fmt: skip
+    page = case_page(recording)
+    assert page.bars and not page.lines and page.data["start"] is None and page.data["attention"] == {}
+    strongest = recording.arrays.maps_LP.astype(float).sum(1)
+    assert page.bars[0].place == int(np.argmax(np.where([one.noisy for one in recording.latents], 0, strongest)))
+    assert script_data(classification(), None) is None
+
+
+# --- the rest of the page --------------------------------------------------------------------------------------------
+
+
+def test_the_diagnosis_stands_with_its_tests() -> None:
+    page = case_page(full())
+    assert page.mode_found and page.mode == "misleading-cue" and page.mode_believed == ""
+    assert [(one.change, one.p, one.holds) for one in page.evidence] == [
+        ("", "", True), ("+5.14", "0.005", True), ("", "", None)]  # fmt: skip
+    assert "three latents (207, 203, 201)" in page.minimal and ("diagnosis", "Which failure it is") in page.contents
+    other = case_page(full(diagnosis=Diagnosis("hidden-cue")))
+    assert (other.mode_name, other.mode_believed, other.evidence) == ("hidden cue", "misleading cue", ())
+    assert case_page(full(diagnosis=None)).mode_found is False
+
+
+def test_every_setting_that_was_run_can_be_read() -> None:
+    rows = case_page(full()).settings.rows
+    assert [row[0] for row in rows] == ["clean", "no-chair", "strongest-ten", "second-round", *["strongest-ten"] * 5,
+                                        "smallest set"]  # fmt: skip
+    assert [row[2] for row in rows if row[2] is not None] == [0.0, 0.5, 1.0, 2.0, 4.0]
+    assert case_page(not_run()).settings.rows == () and case_page(failed()).settings.rows == ()
+
+
+def test_numbers_of_a_column_have_the_same_digits() -> None:
+    table = Table(("name", "a", "b", "c"), (("x", 0.5, -12.345, 3), ("y", 2.0, 0.00004, None), ("z", None, 7.0, 10)))
+    assert [name for name, numeric in table.columns() if numeric] == ["a", "b", "c"]
+    assert [[text for text, _ in row] for row in table.cells()] == [
+        ["x", "0.5", "−12.3", "3"], ["y", "2", "4e−05", "–"], ["z", "–", "7.0", "10"]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "recording", [full(), failed(), not_run(), classification(), hostile()], ids=lambda one: one.id
+)
+def test_a_case_written_is_the_case_read(recording) -> None:
+    read_back(recording.case, recording.id)
+
+
+def test_every_bundled_case_written_is_the_case_read(root) -> None:
+    for case in load_cases([root / "cases"]):
+        read_back(case.resolved(), case.id)
+
+
+TEXTS = [
+    *"yes No null 1e5 0x10 # ' ~ {x} [ &a *b !c %d @e `f --- ... 1_0 0o7".split(), "- a", "a: b", "a #b", "ends ",
+    '"\\', "tab\there", "ä 中 \U0001f986", "a\n\n  b\n", "a\nb", "a\n b\n\n", " a\nb",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_text_written_is_the_text_read(text: str) -> None:
+    read_back(
+        asked(title=text.strip().replace("\n", " ").replace("\t", " "), story=f"{text}x", prompt=f"x{text}"), "case"
+    )
+
+
+def read_back(data: dict, id: str) -> None:
+    faults = Faults("case.yaml")
+    node = read_source(case_yaml(data).encode(), faults)
+    case = _read_node(node, id, None, faults) if node is not None else None
+    assert case is not None, faults.found
+    assert case.resolved() == make_case(data, id).resolved()
+
+
+def test_a_citation_says_which_recording_it_is() -> None:
+    assert bibtex(full()) == (
+        "@misc{standing-beside-a-chair,\n  title = {Standing beside a chair},\n"
+        "  howpublished = {Recorded with vsp\\_report 1.0},\n"
+        "  note = {model sketchworld@1.0; sparse autoencoder sketchworld/vision.3; run aaaaaaaaaaaaaaaa},\n"
+        "  year = {2030},\n}\n"
+    )
+    evil = bibtex(hostile())
+    assert EVIL not in evil and evil.count("@") == 2 and r"\{\{ 7*7 \}\}" in evil
+
+
+def test_what_the_script_gets_is_json_and_small() -> None:
+    data = case_page(full(), "../../atlas/sketchworld/index.html").data
+    assert data["atlas"] == "../../atlas/sketchworld/index.html" and data["start"] == 9
+    assert len(json.dumps(data, allow_nan=False)) < 40_000
