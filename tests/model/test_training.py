@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vsp_report.model import training
+from vsp_report.model import learning, training
+from vsp_report.model.learning import DEAD_AFTER, Learner, Weights
 from vsp_report.model.sae import quality
-from vsp_report.model.training import DEAD_AFTER, train_sae
+from vsp_report.model.training import Recipe, Trainer, UnusableRecipe, train_sae
 
 D, N = 12, 6000
 
@@ -21,54 +22,95 @@ def acts(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return ((amounts @ directions + 0.01 * torch.randn(N, D, generator=g)) * 20 + 7).to(dtype)
 
 
-def learner(k: int, *, dead: int = 0) -> tuple[training._Learner, torch.Tensor]:
+def learner(k: int, *, dead: int = 0, **options) -> tuple[Learner, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     x_BD = torch.randn(64, D, generator=g) / D**0.5
-    weights = training._initial(x_BD, 48, k, g)
-    weights = training._Weights(*(tensor.requires_grad_() for tensor in weights))
-    found = training._Learner(weights, torch.float32, k, l1=0.1)
+    weights = learning.first_weights(x_BD, 48, k, g)
+    weights = Weights(*(tensor.requires_grad_() for tensor in weights))
+    found = Learner(weights, torch.float32, k=k, l1=0.1, **options)
     found.silent_L[:dead] = DEAD_AFTER + 1
     return found, x_BD
 
 
+def copies(found: Learner) -> list[torch.Tensor]:
+    return [weight.detach().clone().requires_grad_() for weight in found.weights]
+
+
+def hold_gradients(found: Learner, dense: list[torch.Tensor]) -> None:
+    for ours, theirs in zip(found.weights, dense, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_sparse_gradients_are_those_of_the_dense_formula():
     sparse, x_BD = learner(5)
-    sparse.learn(x_BD, 0, 10)
-    encoder_LD, b_enc_L, decoder_LD, b_dec_D = dense = [w.detach().requires_grad_() for w in sparse.weights]
+    told = sparse.learn(x_BD)
+    encoder_LD, b_enc_L, decoder_LD, b_dec_D = dense = copies(sparse)
     pre_BL = x_BD @ encoder_LD.T + b_enc_L
     kept_BL = pre_BL >= pre_BL.topk(5).values[:, -1:]
     h_BL = (pre_BL * kept_BL).relu()
-    (x_BD - h_BL @ decoder_LD - b_dec_D).square().sum(1).mean().backward()
-    for ours, theirs in zip(sparse.weights, dense, strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    loss = (x_BD - h_BL @ decoder_LD - b_dec_D).square().sum(1).mean()
+    loss.backward()
+    hold_gradients(sparse, dense)
+    assert told.loss == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("prefixes", [(), (6, 20)])
+def test_a_budget_per_batch_keeps_its_largest_and_every_prefix_explains_alone(prefixes):
+    ours, x_BD = learner(5, over_batch=True, prefixes=prefixes)
+    with torch.no_grad():
+        ours.weights.b_enc_L.add_(torch.linspace(-0.3, 0.3, 48))
+        x_BD[:8] *= 6  # greedy rows: more than their candidates' share
+    told = ours.learn(x_BD)
+    encoder_LD, b_enc_L, decoder_LD, b_dec_D = dense = copies(ours)
+    pre_BL = x_BD @ encoder_LD.T + b_enc_L
+    least = pre_BL.flatten().topk(5 * len(x_BD)).values[-1]
+    h_BL = (pre_BL * (pre_BL >= least)).relu()
+    assert int((h_BL > 0).sum(1).max()) > 20  # the quick way would have cut it
+    losses = [(x_BD - h_BL[:, :end] @ decoder_LD[:end] - b_dec_D).square().sum(1).mean() for end in (*prefixes, 48)]
+    torch.stack(losses).mean().backward()
+    hold_gradients(ours, dense)
+    assert told.l0 == pytest.approx(float((h_BL > 0).sum(1).float().mean()))
+    torch.testing.assert_close(ours.threshold, h_BL[h_BL > 0].min().detach())
+
+
+def test_the_threshold_is_remembered_over_batches():
+    ours, x_BD = learner(5, over_batch=True)
+    ours.learn(x_BD)
+    first = float(ours.threshold)
+    ours.learn(10 * x_BD)
+    assert first < float(ours.threshold) < 1.2 * first
 
 
 def test_dead_latents_and_only_they_learn_the_error_that_is_left():
     plain, x_BD = learner(5)
-    plain.learn(x_BD, 0, 10)
+    plain.learn(x_BD)
     helped, _ = learner(5, dead=10)
-    step = helped.learn(x_BD, 0, 10)
+    told = helped.learn(x_BD)
     extra_LD = helped.weights.decoder_LD.grad - plain.weights.decoder_LD.grad
     assert extra_LD[:10].abs().max() > 0
     torch.testing.assert_close(extra_LD[10:], torch.zeros(38, D))
-    assert step.dead_share < 10 / 48  # some of them just fired
+    helped.count(told.fired_L, len(x_BD))
+    assert int(helped.dead_L.sum()) < 10  # some of them just fired
+    left, _ = learner(5, dead=10, auxiliary=False)
+    left.learn(x_BD)
+    torch.testing.assert_close(left.weights.decoder_LD.grad, plain.weights.decoder_LD.grad)
 
 
 def test_relu_gradients_are_those_of_mse_and_l1():
     ours, x_BD = learner(0)
-    ours.learn(x_BD, 5, 10)
-    encoder_LD, b_enc_L, decoder_LD, b_dec_D = dense = [w.detach().requires_grad_() for w in ours.weights]
+    ours.learn(x_BD)
+    encoder_LD, b_enc_L, decoder_LD, b_dec_D = dense = copies(ours)
     h_BL = (x_BD @ encoder_LD.T + b_enc_L).relu()
     loss_B = (x_BD - h_BL @ decoder_LD - b_dec_D).square().sum(1) + 0.1 * h_BL.abs().sum(1)
     loss_B.mean().backward()
-    for weight, reference in zip(ours.weights, dense, strict=True):
-        torch.testing.assert_close(weight.grad, reference.grad, rtol=1e-4, atol=1e-6)
+    hold_gradients(ours, dense)
 
 
-def test_resampling_moves_dead_latents_only_and_makes_the_optimiser_forget_them():
-    found, x_BD = learner(0, dead=10)
+@pytest.mark.parametrize("k", [0, 5])
+def test_resampling_moves_dead_latents_only_and_makes_the_optimiser_forget_them(k):
+    found, x_BD = learner(k, dead=10)
     optimiser = torch.optim.Adam(found.weights, lr=1e-3)
-    found.learn(x_BD, 5, 10)
+    found.learn(x_BD)
     optimiser.step()
     found.silent_L[:10] = DEAD_AFTER + 1
     before = [weight.detach().clone() for weight in found.weights]
@@ -80,21 +122,26 @@ def test_resampling_moves_dead_latents_only_and_makes_the_optimiser_forget_them(
     assert not found.dead_L.any()
 
 
-def test_the_scale_is_folded_back_exactly():
+@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk"])
+def test_the_scale_is_folded_back_exactly(architecture):
     g = torch.Generator().manual_seed(2)
-    weights = training._Weights(
-        *(torch.randn(*shape, generator=g) for shape in ((30, D), (30,), (30, D), (D,)))
-    )
-    z_PD, mean_D, scale = torch.randn(20, D, generator=g) * 9, torch.arange(D) * 1.0, 0.13
-    for k in (0, 4):
-        sae = training._finished(weights, mean_D, scale, k, {})
-        pre_PL = (z_PD - mean_D) * scale @ weights.encoder_LD.T + weights.b_enc_L
-        h_PL = pre_PL.relu()
-        if k:
-            h_PL = h_PL * (pre_PL >= pre_PL.topk(k).values[:, -1:])
-        torch.testing.assert_close(sae.encode(z_PD), h_PL / scale, rtol=1e-4, atol=1e-3)
-        expected_PD = (h_PL @ weights.decoder_LD + weights.b_dec_D) / scale + mean_D
-        torch.testing.assert_close(sae(z_PD), expected_PD, rtol=1e-4, atol=1e-3)
+    trainer = Trainer(Recipe(architecture, expansion=3, k=4), acts()[:100])
+    with torch.no_grad():
+        for weight in trainer.weights:
+            weight.copy_(torch.randn(weight.shape, generator=g))
+    trainer.scale, trainer.mean_D = 0.13, torch.arange(D) * 1.0
+    trainer.learner.threshold = torch.tensor(0.7)
+    sae, weights = trainer.finished(), trainer.weights
+    z_PD = torch.randn(20, D, generator=g) * 9
+    pre_PL = ((z_PD - trainer.mean_D) * 0.13 @ weights.encoder_LD.T + weights.b_enc_L).detach()
+    h_PL = pre_PL.relu()
+    if architecture == "topk":
+        h_PL = h_PL * (pre_PL >= pre_PL.topk(4).values[:, -1:])
+    if architecture == "batchtopk":
+        h_PL = h_PL * (pre_PL > 0.7)
+    torch.testing.assert_close(sae.encode(z_PD), h_PL / 0.13, rtol=1e-4, atol=1e-3)
+    expected_PD = (h_PL @ weights.decoder_LD + weights.b_dec_D).detach() / 0.13 + trainer.mean_D
+    torch.testing.assert_close(sae(z_PD), expected_PD, rtol=1e-4, atol=1e-3)
 
 
 def test_every_row_is_seen_once_before_any_is_seen_twice():
@@ -108,7 +155,7 @@ def test_every_row_is_seen_once_before_any_is_seen_twice():
 def test_the_first_reconstruction_has_the_right_length():
     x_SD = acts()[:1024] - acts().mean(0)
     for k in (0, 4):
-        encoder_LD, b_enc_L, decoder_LD, _ = training._initial(x_SD, 48, k, torch.Generator().manual_seed(0))
+        encoder_LD, b_enc_L, decoder_LD, _ = learning.first_weights(x_SD, 48, k, torch.Generator().manual_seed(0))
         h_SL = (x_SD @ encoder_LD.T + b_enc_L).relu()
         h_SL = h_SL * (h_SL >= h_SL.topk(k or 48).values[:, -1:])
         error = (x_SD - h_SL @ decoder_LD).square().sum() / x_SD.square().sum()
@@ -147,7 +194,30 @@ def test_a_short_relu_run_trades_latents_for_error():
     assert tight.dead_share <= 0.25
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
+def test_a_budget_per_batch_is_kept_by_the_threshold_that_is_left_behind(architecture):
+    options = {"expansion": 4, "k": 4, "steps": 400, "batch": 512, "lr": 5e-3, "seed": 1}
+    sae = train_sae(acts(), architecture=architecture, **options)
+    found = quality(sae, acts())
+    assert sae.architecture == architecture and bool((sae.threshold > 0).all())
+    assert found.unexplained_variance < 0.1 and 3 <= found.mean_l0 <= 5.5 and found.dead_share <= 0.25
+
+
+def test_the_first_latents_of_a_matryoshka_explain_more_than_the_first_of_any():
+    options = {"expansion": 4, "k": 4, "steps": 300, "batch": 512, "lr": 5e-3, "seed": 1}
+
+    def left_by_the_first(sae, n=8):
+        h_PL = sae.encode(acts())
+        h_PL[:, n:] = 0
+        return float((sae.decode(h_PL) - acts()).square().sum() / (acts() - acts().mean(0)).square().sum())
+
+    nested = train_sae(acts(), architecture="matryoshka", prefixes=(8, 24), **options)
+    plain = train_sae(acts(), architecture="batchtopk", **options)
+    assert left_by_the_first(nested) < 0.75 * left_by_the_first(plain)
+    assert nested.provenance["prefixes"] == [8, 24] and "l1" not in nested.provenance
+
+
+@pytest.mark.parametrize("architecture", training.TRAINED)
 def test_a_seed_decides_everything(architecture):
     options = {"architecture": architecture, "expansion": 2, "k": 3, "steps": 20, "batch": 128}
     state = torch.random.get_rng_state()
@@ -157,13 +227,33 @@ def test_a_seed_decides_everything(architecture):
     assert torch.equal(torch.random.get_rng_state(), state)  # the global one is left alone
 
 
+@pytest.mark.parametrize("dead", ["auxiliary", "resample"])
+@pytest.mark.parametrize("architecture", training.TRAINED)
+def test_a_trainer_that_is_put_back_goes_on_as_if_nothing_had_been(architecture, dead, monkeypatch):
+    if (architecture, dead) == ("standard", "auxiliary"):
+        return  # not trained
+    monkeypatch.setattr(learning, "DEAD_AFTER", 60)
+    recipe = Recipe(architecture, expansion=16, k=3, l1=1.0, steps=16, batch=20, seed=4, dead=dead)
+    rows, whole, first = acts()[:320].split(20), Trainer(recipe, acts()), Trainer(recipe, acts())
+    told = [whole.step(part) for part in rows]
+    assert any(one.dead_share > 0 for one in told)  # or neither way of helping them was tried
+    for part in rows[:7]:
+        first.step(part)
+    second = Trainer(recipe, acts()[:50])
+    second.restore(first.state())
+    assert [second.step(part) for part in rows[7:]] == told[7:]
+    for ours, theirs in zip(whole.weights, second.weights, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(whole.generator.get_state(), second.generator.get_state())
+
+
 def test_a_constant_and_a_few_rows_do_not_break_it():
     for rows in (torch.full((50, D), 3.0), acts()[:3]):
         assert train_sae(rows, expansion=2, k=2, steps=5, batch=16)(rows).isfinite().all()
 
 
 def test_bad_requests_are_named():
-    with pytest.raises(ValueError, match="trained here are 'topk' and 'standard'"):
+    with pytest.raises(ValueError, match="trained here are 'topk', 'standard', 'batchtopk' and 'matryoshka'"):
         train_sae(acts(), architecture="gated")
     with pytest.raises(ValueError, match=r"of shape \(6000,\); expected \(rows, width\)"):
         train_sae(acts()[:, 0])
@@ -171,3 +261,29 @@ def test_bad_requests_are_named():
         train_sae(acts(), expansion=2, k=99)
     with pytest.raises(ValueError, match="NaN or infinite"):
         train_sae(torch.full((4, D), float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "fault"),
+    [
+        ({"k": 0}, "k", "is 0"),
+        ({"expansion": 0}, "expansion", "is 0"),
+        ({"lr": 0.0}, "lr", "is 0.0"),
+        ({"l1": float("nan"), "architecture": "standard"}, "l1", "is nan"),
+        ({"architecture": "standard", "prefixes": (4,)}, "prefixes", "do nothing for 'standard'"),
+        ({"prefixes": (8, 4)}, "prefixes", "are 8,4"),
+        ({"prefixes": (8, 400)}, "prefixes", "are 8,400"),
+        ({"architecture": "standard", "dead": "auxiliary"}, "dead", "is 'auxiliary'"),
+        ({"dead": "bury"}, "dead", "is 'bury'"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said(given, name, fault):
+    with pytest.raises(UnusableRecipe) as caught:
+        Recipe(**{"k": 4, **given}).completed(D)
+    assert (caught.value.name, caught.value.fault) == (name, fault) and caught.value.remedy
+
+
+def test_a_recipe_fills_in_what_it_leaves_open():
+    found = Recipe("matryoshka", expansion=32, k=4).completed(112)
+    assert found.prefixes == (56, 224, 896) and found.dead == "auxiliary"
+    assert Recipe("standard").completed(112).dead == "resample"

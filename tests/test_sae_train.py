@@ -1,0 +1,174 @@
+"""`vsp-report sae train`: pictures in, a folder that `sae check` reads out; stopped, gone on with, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from vsp_report import cli
+
+SMALL = ["--expansion", "4", "--k", "8", "--batch", "256", "--steps", "40", "--lr", "4e-3"]
+SCENES = ["--model", "sketchworld", "--images", "sketchworld"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The states of some scenes at two taps, written by the first run that names it."""
+    folder = tmp_path_factory.mktemp("states") / "cache"
+    words = [*SCENES, "--n", "24", "--tap", "vision.3", "--tap", "vision.0", "--cache", str(folder), *SMALL]
+    assert cli.main(["sae", "train", *words, "--steps", "2", "--out", str(folder.parent / "first")]) == 0
+    return folder
+
+
+def train(cache, out, *more: str, taps=("vision.3",)) -> int:
+    words = [word for tap in taps for word in ("--tap", tap)]
+    return cli.main(
+        ["sae", "train", *SCENES, "--n", "24", "--cache", str(cache), *words, *SMALL, "--out", str(out), *more]
+    )
+
+
+def test_what_is_trained_is_read_by_check(cache, tmp_path, capsys) -> None:
+    figures = tmp_path / "figures.json"
+    assert train(cache, tmp_path / "run", "--json", str(figures), taps=("vision.3", "vision.0")) == 0
+    out, err = capsys.readouterr()
+    assert "\r" not in err and f"written: {tmp_path / 'run' / 'vision.3'}" in out
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["vision.0", "vision.3"]
+    told = json.loads(figures.read_text())
+    assert told["vision.3"]["explained_variance"] > 0.8 and told["vision.3"]["mean_l0"] == pytest.approx(8, abs=0.5)
+    check = ["sae", "check", str(tmp_path / "run" / "vision.3"), "--model", "sketchworld", "--n", "3"]
+    assert cli.main([*check, "--images", "sketchworld"]) == 0
+    out, _ = capsys.readouterr()
+    assert "fits vision.3" in out and "run/vision.3" in out and "448 latents" in out
+
+
+def test_the_layout_is_that_of_saelens_with_the_record_inside(cache, tmp_path) -> None:
+    words = ["--architecture", "matryoshka", "--prefixes", "32,128", "--k", "6"]
+    assert train(cache, tmp_path / "run", *words) == 0
+    folder = tmp_path / "run" / "vision.3"
+    told, tensors = json.loads((folder / "cfg.json").read_text()), load_file(folder / "sae_weights.safetensors")
+    assert told["architecture"] == "jumprelu" and (told["d_in"], told["d_sae"]) == (112, 448)
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "W_enc": (112, 448), "W_dec": (448, 112), "b_enc": (448,), "b_dec": (112,), "threshold": (448,),
+    }  # fmt: skip
+    torch.testing.assert_close(tensors["W_dec"].norm(dim=1), torch.ones(448))
+    record = told["metadata"]["vsp_report"]["provenance"]
+    assert record["prefixes"] == [32, 128] and record["asked"]["model"].startswith("sketchworld ")
+    assert record["asked"]["images"].startswith("24 scenes of sketchworld ")
+    assert record["normalisation"]["scale"] > 0 and record["curve"]["step"][-1] == 40
+    assert str(tmp_path) not in json.dumps(told)  # no folder of this machine
+
+
+def test_a_run_through_a_cache_is_the_run_through_the_pictures(cache, tmp_path) -> None:
+    more = ["sae", "train", *SCENES, "--n", "24", "--tap", "vision.0", *SMALL, "--steps", "8"]
+    assert cli.main([*more, "--out", str(tmp_path / "a" / "run")]) == 0
+    assert cli.main([*more, "--out", str(tmp_path / "b" / "run"), "--cache", str(cache)]) == 0
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        a, b = (tmp_path / one / "run" / "vision.0" / name for one in "ab")
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_an_unbroken_run(cache, tmp_path, capsys) -> None:
+    words = ["sae", "train", *SCENES, "--n", "24", "--cache", str(cache), "--tap", "vision.3", *SMALL, "--steps", "400"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vsp_report", *words, "--save-every", "5", "--out", str(tmp_path / "broken" / "run")],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )  # fmt: skip
+    checkpoint = tmp_path / "broken" / "run" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume goes on" in err and checkpoint.exists(), err
+    assert train(cache, tmp_path / "broken" / "run", "--resume", "--k", "9", "--steps", "400") == 2
+    assert "is of another run: k was 8, and is 9 now" in capsys.readouterr().err
+    assert cli.main(["sae", "train", *words[2:], "--out", str(tmp_path / "broken" / "run")]) == 2
+    assert "holds a run that was stopped" in capsys.readouterr().err
+    assert cli.main(["sae", "train", "--resume", "--out", str(tmp_path / "broken" / "run")]) == 0  # it knows the rest
+    assert not checkpoint.exists()
+    assert cli.main([*words, "--out", str(tmp_path / "whole" / "run")]) == 0
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        a, b = (tmp_path / one / "run" / "vision.3" / name for one in ("broken", "whole"))
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_bar_says_loss_variance_l0_and_the_dead(cache, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert train(cache, tmp_path / "run", "--steps", "3") == 0
+    last = capsys.readouterr().err.split("\r")[-2]
+    assert "3 of 3 steps" in last and "loss 0." in last and "explained  0." in last and "L0" in last and "dead" in last
+
+
+def test_pictures_that_cannot_be_read_are_named_at_the_end(tmp_path, capsys) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for k in range(3):
+        Image.effect_noise((60, 40), 90).convert("RGB").save(photos / f"{k}.png")
+    (photos / "torn.jpg").write_bytes(b"\xff\xd8 no more")
+    words = ["sae", "train", "--model", "sketchworld", "--images", str(photos), "--tap", "vision.1", *SMALL]
+    assert cli.main([*words, "--steps", "2", "--out", str(tmp_path / "a"), "--cache", str(tmp_path / "c")]) == 0
+    assert "left out: torn.jpg: cannot be read as a picture" in capsys.readouterr().err
+    Image.new("RGB", (50, 50)).save(photos / "1.png")
+    assert cli.main([*words, "--steps", "2", "--out", str(tmp_path / "b"), "--cache", str(tmp_path / "c")]) == 2
+    assert "is of another run: its pictures are" in capsys.readouterr().err
+    (photos / "1.png").unlink()
+    for name in ("0.png", "2.png"):
+        (photos / name).write_bytes(b"not a picture")
+    assert cli.main([*words, "--out", str(tmp_path / "d")]) == 2
+    assert "none of them gives a state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--model: is not given"),
+        (["--model", "sketchworld"], "--tap: is not given"),
+        (["--model", "sketchworld", "--tap", "vision.3"], "--images: is not given"),
+        ([*SCENES, "--tap", "layer 3"], "--tap: 'layer 3' is no tap"),
+        ([*SCENES, "--tap", "vision.3", "--k", "many"], "'many' is not a whole number"),
+        ([*SCENES, "--tap", "vision.3", "--lr", "-1"], "--lr: is -1.0. Expected a number above 0"),
+        ([*SCENES, "--tap", "vision.3", "--prefixes", "9,3"], "--prefixes: are 9,3. Expected growing numbers"),
+        ([*SCENES, "--tap", "vision.3", "--prefixes", "9,x"], "'x' is not a whole number"),
+        ([*SCENES, "--tap", "vision.3", "--architecture", "gated"], "invalid choice: 'gated'"),
+        ([*SCENES, "--tap", "vision.3", "--architecture", "standard", "--dead", "auxiliary"], "--dead: is 'auxiliary'"),
+        ([*SCENES, "--tap", "vision.3", "--resume"], "holds no run that was stopped"),
+        ([*SCENES, "--tap", "vision.3", "--json", "no/f.json"], "its folder does not exist"),
+        (["--model", "sketchworld", "--tap", "vision.3", "--images", "nowhere"], "nowhere: is no folder"),
+        (["--model", "nowhere", "--tap", "vision.3", "--images", "sketchworld", "--n", "2"], "nowhere: is neither"),
+    ],
+)  # fmt: skip
+def test_bad_words_are_one_line(words, said, tmp_path, capsys) -> None:
+    assert cli.main(["sae", "train", "--out", str(tmp_path / "run"), *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_words_that_do_not_fit_the_model_are_one_line(cache, tmp_path, capsys) -> None:
+    assert train(cache, tmp_path / "run", "--k", "5000") == 2
+    assert "--k: is 5000. Expected 1 to 448, the number of latents." in capsys.readouterr().err
+    (tmp_path / "there" / "vision.3").mkdir(parents=True)
+    assert train(cache, tmp_path / "there") == 2
+    assert "vision.3: is there already" in capsys.readouterr().err
+    assert train(cache, tmp_path / "run", taps=("text.2",)) == 2
+    assert "holds states of vision.3, vision.0, not of text.2" in capsys.readouterr().err
+
+
+def test_two_processes_train_one_autoencoder(cache, tmp_path) -> None:
+    """As `accelerate launch` and `torchrun` start them, on a CPU."""
+    words = ["--n", "24", "--cache", str(cache), "--tap", "vision.3", *SMALL, "--out", str(tmp_path / "run")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "vsp_report", "sae", "train", *SCENES, *words, "--accelerate", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written:") == 1
+    told = json.loads((tmp_path / "run" / "vision.3" / "cfg.json").read_text())["metadata"]["vsp_report"]["provenance"]
+    assert told["rows"] == 40 * 256 and told["figures"]["explained_variance"] > 0.8
