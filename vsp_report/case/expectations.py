@@ -11,7 +11,7 @@ from typing import NamedTuple
 from vsp_report.case.kinds import As, Choice, Either, Named, Number, Record, Several, Share, Text, asked
 from vsp_report.case.words import ANSWER, SEED, Wrong
 
-FAILURES = ("limited-alignment", "misleading-cue", "hidden-cue", "cue-missing", "none")
+FAILURES = ("limited-alignment", "misleading-cue", "hidden-cue", "perception-missing", "none")
 """What a case's author may believe: the paper's three modes; the cue cannot be seen; nothing is wrong."""
 DIAGNOSES = (*FAILURES, "undetermined")
 

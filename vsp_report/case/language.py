@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vsp_report.case.expectations import FAILURES, Expectation
-from vsp_report.case.kinds import As, Choice, Either, Named, Record, Several, Share, Text, Whole, asked, nearest
+from vsp_report.case.kinds import As, Choice, Either, Flag, Named, Record, Several, Share, Text, Whole, asked, nearest
 from vsp_report.case.pictures import IMAGE, Image, ImageFile, SceneImage
 from vsp_report.case.steerings import STEERING, Controls, Edit, Region, Steering, Sweep
 from vsp_report.case.words import ANSWER, MARKDOWN, SEED, SLUG, TITLE, WORDS, Wrong
@@ -127,6 +127,7 @@ class Case:
     )
     controls: Controls = asked(Record(Controls), "what every steering is compared with", Controls())
     rephrase: tuple[Rephrasing, ...] = asked(Named(REPHRASING, "rephrasing"), "the question in other words", ())
+    diagnose: bool = asked(Flag(), "whether the failure mode is looked for, which takes a hundred runs or so", True)
     expect: Expectation = asked(Record(Expectation), "what must hold for the case to be confirmed", Expectation())
 
     id: str = field(default="", kw_only=True)
@@ -201,6 +202,8 @@ class Case:
                 answer = getattr(self.contrast, side)
                 if answer not in (classes := self.classify.classes):
                     yield ("contrast", side), f"is {answer!r}, which is no class", nearest(answer, classes)
+        if self.expect.diagnosis is not None and not self.diagnose:
+            yield ("expect", "diagnosis"), "is expected where there is diagnose: false", "Delete one of the two."
         if self.controls.draws == 0 or not self.controls.kinds:
             for outcome in self.expect.after:
                 if outcome.p is not None:

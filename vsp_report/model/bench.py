@@ -12,20 +12,27 @@ out across patches, and be a control that is too easy to beat.
 Only taps of the vision side: at a text tap an edit also acts on what is said later, which no fixed change can stand
 for.
 
-Axes: N changes, S sites, D width, B rows of a batch, R rank, A answers (right, wrong).
+What else might be said is known too: where the two answers part, the bench tells how likely everything else is
+that could stand there, a token or a class, and which latents pull towards it. These are the rivals of the right
+answer: nobody claims them, so a search that leads to them as easily has found nothing.
+
+Axes: N changes, S sites, D width, B rows of a batch, R rank, A answers (right, wrong), V whatever may be said, C of
+these those chosen, K active latents, L latents.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from vsp_report.errors import SteeringError
-from vsp_report.maths.edits import Contrast, Steering
+from vsp_report.maths.edits import Contrast, Steering, predicted, worth
 from vsp_report.maths.grids import Weights
 from vsp_report.model import taps
 from vsp_report.model.answers import contrast_ids
@@ -119,6 +126,54 @@ class Bench:
         return Attribution(sae, self.tap, self.contrast, float(odds.detach()), self.states_SD, gradient_SD,
                            self.sites, cls)  # fmt: skip
 
+    # -- what else might be said --------------------------------------------------------------------
+
+    @property
+    def parting(self) -> tuple[int, int] | None:
+        """The right and the wrong answer among all that may be said where they part; None where one begins with the
+        other, so that they never do."""
+        raise NotImplementedError
+
+    def word(self, choice: int) -> str:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def likely(self, changes_NSD: Iterable[torch.Tensor]) -> np.ndarray:
+        """(N, V): log-probability of everything that may be said there, after what both answers begin with."""
+        found, left = [], iter(changes_NSD)
+        while some := [self._changed(change_SD) for change_SD in itertools.islice(left, self._rows())]:
+            found.append(self._said(torch.cat(some)).double().cpu().numpy())
+        return np.concatenate(found)
+
+    def pulls(self, choices: Sequence[int], onto: Steering | None = None) -> np.ndarray:
+        """(C, L): what ablating each latent would do, to first order, to the log-odds of each choice against all else
+        that may be said. With a steering in place, as in `attribution`."""
+        change_SD = torch.zeros_like(self.states_SD) if onto is None else self.change(onto)
+        leaf = self._changed(change_SD).detach().requires_grad_()
+        h_SL = self.latents()
+        active_K = np.unique(h_SL.indices)
+        sae = Editor(self.sae, (), self.states.device).sae
+        inside_S = torch.as_tensor(~self.sites.class_S, device=self.states.device)
+        x_SD = self.states_SD[inside_S].to(sae.dtype)
+        h_SK = torch.as_tensor(h_SL[:, active_K].toarray()).to(x_SD)[inside_S]
+        directions_KD = sae.W_dec[torch.as_tensor(active_K, device=x_SD.device)]
+        found_CL = np.zeros((len(choices), self.sae.d_sae))
+        with torch.enable_grad():
+            likely_V = self._said(leaf)[0]
+            for place, choice in enumerate(choices):
+                others = torch.cat([likely_V[:choice], likely_V[choice + 1 :]]).logsumexp(0)
+                odds = likely_V[choice] - others
+                (gradient,) = torch.autograd.grad(odds, leaf, retain_graph=place + 1 < len(choices))
+                gradient_SD = gradient.flatten(0, -2)[self.sites.rows_S][inside_S].to(x_SD)
+                unit_SK = worth(gradient_SD, directions_KD, sae.row_scale(x_SD))
+                effects_K = predicted("set", 0.0, (h_SK * unit_SK).sum(0), unit_SK.sum(0))
+                found_CL[place, active_K] = effects_K.double().cpu().numpy()
+        return found_CL
+
+    def _said(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, V)"""
+        raise NotImplementedError
+
     def _changed(self, change_SD: torch.Tensor) -> torch.Tensor:
         states = self.states.clone(memory_format=torch.contiguous_format)
         states.flatten(0, -2)[self.sites.rows_S] = (self.states_SD + change_SD).to(states.dtype)
@@ -159,24 +214,62 @@ class _Answering(Bench):
 
     def _rows(self) -> int:
         states = {self.tap: self.states, **self.beside}
-        longest = max(map(len, contrast_ids(self.vlm, self.contrast)))
+        longest = max(map(len, contrast_ids(self.vlm, self.contrast))) if self.contrast else 0
         each = row_bytes(self.vlm, self.prompt, states, 0, longest)
         return max(1, min(MOST_ROWS, free_bytes(self.vlm.device) // each))
 
     def _answers(self, states: torch.Tensor) -> torch.Tensor:
+        vlm, ids = self.vlm, contrast_ids(self.vlm, self.contrast)
+        with self._from(states) as many:
+            if len(ids[0]) == len(ids[1]) and ids[0][:-1] == ids[1][:-1]:
+                return self._in_one_pass(many, ids)
+            read = [vlm.replay(many, [answer] * len(many)) for answer in ids]
+        return torch.stack([torch.stack([one.log_probs_N.sum() for one in replays]) for replays in read], 1)
+
+    @contextmanager
+    def _from(self, states: torch.Tensor) -> Iterator[Prompt]:
+        """While open, copies of the prompt go on from these states. The rest of the tower is run once, however often
+        they are read."""
         vlm, n = self.vlm, len(states) // len(self.states)
-        many, ids = self.prompt.repeat(n), contrast_ids(vlm, self.contrast)
+        many = self.prompt.repeat(n)
         given = {self.tap: states} | {tap: torch.cat([one] * n) for tap, one in self.beside.items()}
         if self.tap.place == "vision" and not states.requires_grad:
-            # The rest of the tower is run once, however many answers are read.
             connector = Tap("connector")
             with taps.starting_from(vlm, given):
                 given = see_states(vlm, many, [connector, *taps.read_below(vlm, connector)])
         with taps.starting_from(vlm, given):
-            if len(ids[0]) == len(ids[1]) and ids[0][:-1] == ids[1][:-1]:
-                return self._in_one_pass(many, ids)
-            read = [vlm.replay(many, [answer] * n) for answer in ids]
-        return torch.stack([torch.stack([one.log_probs_N.sum() for one in replays]) for replays in read], 1)
+            yield many
+
+    @cached_property
+    def parting(self) -> tuple[int, int] | None:
+        right, wrong = contrast_ids(self.vlm, self.contrast)
+        return next(((r, w) for r, w in zip(right, wrong, strict=False) if r != w), None)
+
+    def word(self, choice: int) -> str:
+        return self.vlm.tokenizer.decode([choice]).strip()
+
+    def _said(self, states: torch.Tensor) -> torch.Tensor:
+        pairs = zip(*contrast_ids(self.vlm, self.contrast), strict=False)
+        common = tuple(right for right, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        with self._from(states) as many:
+            longer = self.vlm.continued(many, [common] * len(many)) if common else many
+            return self.vlm.logits(longer)[:, -1].float().log_softmax(-1)
+
+    @torch.no_grad()
+    def read(self, changes_NSD: Iterable[torch.Tensor], ids: Sequence[int]) -> np.ndarray:
+        """(N, tokens): log-odds of each token of a text, one after the other, against all else, under each change.
+        Odds and not probabilities: what is nearly certain can lose much and still be nearly certain."""
+        found, left = [np.zeros((0, len(ids)))], iter(changes_NSD)
+        chosen_T1 = torch.tensor(ids, device=self.states.device)[:, None]
+        while some := [self._changed(change_SD) for change_SD in itertools.islice(left, self._rows())]:
+            with self._from(torch.cat(some)) as many:
+                longer = self.vlm.continued(many, [tuple(ids)] * len(many))
+                logits_NTV = self.vlm.logits(longer, len(ids) + 1)[:, :-1].double()
+            chosen_NT1 = chosen_T1.expand(len(logits_NTV), -1, -1)
+            said_NT = logits_NTV.gather(2, chosen_NT1)[..., 0]
+            others_NT = logits_NTV.scatter(2, chosen_NT1, -torch.inf).logsumexp(2)
+            found.append((said_NT - others_NT).cpu().numpy())
+        return np.concatenate(found)
 
     def _in_one_pass(self, many: Prompt, ids: tuple[tuple[int, ...], tuple[int, ...]]) -> torch.Tensor:
         """Of answers that differ in their last token only: "a duck", "a rabbit". What is common is read once."""
@@ -209,10 +302,20 @@ class _Classifying(Bench):
     classes: Classes
 
     def _answers(self, states: torch.Tensor) -> torch.Tensor:
-        chosen = [self.classes.of.classes.index(name) for name in (self.contrast.right, self.contrast.wrong)]
+        return self._said(states)[:, list(self.parting)]
+
+    @property
+    def parting(self) -> tuple[int, int]:
+        right, wrong = (self.classes.of.classes.index(name) for name in (self.contrast.right, self.contrast.wrong))
+        return right, wrong
+
+    def word(self, choice: int) -> str:
+        return self.classes.of.classes[choice]
+
+    def _said(self, states: torch.Tensor) -> torch.Tensor:
         pixels = self.picture.pixels_BCHW.expand(len(states), -1, -1, -1)
         with taps.starting_from(self.clip, {self.tap: states}):
-            return self.clip.logits(pixels, self.classes).log_softmax(-1)[:, chosen]
+            return self.clip.logits(pixels, self.classes).log_softmax(-1)
 
 
 def classifying(

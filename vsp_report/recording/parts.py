@@ -21,7 +21,7 @@ SCHEMA = 1
 
 Status = Literal["ok", "error", "not-run"]
 TokenKind = Literal["template", "system", "image", "prompt", "answer"]
-Mode = Literal["limited-alignment", "misleading-cue", "hidden-cue", "cue-missing", "none", "undetermined"]
+Mode = Literal["limited-alignment", "misleading-cue", "hidden-cue", "perception-missing", "none", "undetermined"]
 Row = Literal["predicting", "own"]
 """Whose attention a token has: that of the position which said it, or that of its own position, where it is read."""
 ControlKind = Literal["latents", "directions", "untrained"]

@@ -35,8 +35,8 @@ MODES = {
         "hidden cue",
         "Two cues are seen and the model speaks of one. The other can be had by making its latents stronger.",
     ),
-    "cue-missing": (
-        "cue missing",
+    "perception-missing": (
+        "perception missing",
         "What would decide the question is not seen: no latent stands for it, so there is nothing to steer.",
     ),
     "none": ("nothing wrong", "The model is right, and has reason to be. The case shows what no failure looks like."),

@@ -7,6 +7,7 @@
     steer_all(inquiry)     the case's steerings, each beside its matched controls
     sweep(inquiry)         steerings at several strengths
     rephrase(inquiry)      the same question in other words
+    diagnose(inquiry)      the smallest set that changes the answer, and which failure mode it is
     repeat(inquiry)        all of it with other seeds, where the case asks for that (study/repeat.py)
     save(inquiry)          the recording, whole or absent
 
@@ -37,6 +38,7 @@ from vsp_report.recording import (
     Classified,
     Clustering,
     Collateral,
+    Diagnosis,
     Dose,
     Recording,
     Rephrased,
@@ -44,6 +46,9 @@ from vsp_report.recording import (
     Swept,
 )
 from vsp_report.study.controls import Judged, draw_controls
+from vsp_report.study.description import DESCRIBE
+from vsp_report.study.diagnose import diagnose as told
+from vsp_report.study.diagnose import minimal_set
 from vsp_report.study.inquiry import Heat, Inquiry, step
 from vsp_report.study.pictures import load_picture
 from vsp_report.study.resolve import Rankings, Resolved, edit_made, find
@@ -53,6 +58,8 @@ MEASURED = 24
 """So many latents are ablated one by one, to see how well predictions hold."""
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """After so many latents of a ranking it is looked whether the answer has flipped."""
+OTHERS = (DESCRIBE, "How many objects are there?")
+"""What is asked besides, under every steering, where a case names no other questions."""
 
 
 # --- opening -----------------------------------------------------------------------------------------------------
@@ -250,10 +257,12 @@ def _steered(inquiry: Inquiry, one: Judged, after: Answered, controls: tuple = (
 
 
 def _collateral(inquiry: Inquiry, resolved: Sequence[Resolved]) -> list[tuple[Collateral, ...]]:
-    """Other questions about the same picture, before and after each steering."""
+    """Other questions about the same picture, before and after each steering: those that the case declares, or else
+    such as can be asked of any."""
     found: list[list[Collateral]] = [[] for _ in resolved]
     if isinstance(inquiry.subject, Asking) and resolved:
-        for prompt in inquiry.case.controls.prompts:
+        own = inquiry.case.prompt.strip().casefold()
+        for prompt in inquiry.case.controls.prompts or [one for one in OTHERS if one.casefold() != own]:
             before, *after = inquiry.subject.asked(prompt, None).says([one.steering for one in resolved])
             for mine, text in zip(found, after, strict=True):
                 mine.append(Collateral(prompt, before, text))
@@ -348,6 +357,21 @@ def rephrase(inquiry: Inquiry) -> tuple[Rephrased, ...]:
     return inquiry.rephrased
 
 
+# --- what it comes to --------------------------------------------------------------------------------------------
+
+
+@step("diagnose")
+def diagnose(inquiry: Inquiry) -> Diagnosis | None:
+    """Which failure mode it is, and before that the smallest set found that changes the answer; None without a
+    contrast, or where the case asks for no diagnosis."""
+    case, subject = inquiry.case, inquiry.subject
+    if case.contrast is None or not case.diagnose:
+        return None
+    inquiry.minimal = minimal_set(subject, inquiry.ranks, case.seed)
+    inquiry.diagnosis = told(subject, inquiry.ranks, inquiry.clean, inquiry.rephrased, inquiry.minimal, case.seed)
+    return inquiry.diagnosis
+
+
 # --- the end -----------------------------------------------------------------------------------------------------
 
 
@@ -362,6 +386,6 @@ def record(path: str | Path, folder: str | Path, device: str | None = None) -> R
     from vsp_report.study.repeat import repeat  # it takes these steps itself
 
     inquiry = open_case(path, folder, device)
-    for one in (look, cluster, attribute, steer_all, sweep, rephrase, repeat, save):
+    for one in (look, cluster, attribute, steer_all, sweep, rephrase, diagnose, repeat, save):
         one(inquiry)
     return inquiry.recording()

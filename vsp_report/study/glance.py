@@ -92,6 +92,22 @@ def doses(inquiry: Inquiry) -> Table:
             for one in inquiry.swept for dose in one.doses]  # fmt: skip
 
 
+def minimal(inquiry: Inquiry) -> Table:
+    """The smallest set found that changes the answer."""
+    one = inquiry.minimal
+    if one is None:
+        return []
+    return [{"latents": ", ".join(map(str, one.latents)), "answer": one.after.text, "margin": one.after.margin,
+             "runs": one.runs}]  # fmt: skip
+
+
+def evidence(inquiry: Inquiry) -> Table:
+    """The tests that led to the diagnosis."""
+    tests = inquiry.diagnosis.evidence if inquiry.diagnosis else ()
+    return [{"test": one.test, "finding": one.finding, "holds": one.holds, "change": one.change, "p": one.p}
+            for one in tests]  # fmt: skip
+
+
 def asked(inquiry: Inquiry) -> Table:
     """How the case names the latents of its steerings."""
     return [{"steering": one.name, "op": edit.op, "value": edit.value, "latents": words_of(edit.latents)}

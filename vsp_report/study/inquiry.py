@@ -36,9 +36,11 @@ from vsp_report.recording import (
     Attribution,
     Classified,
     Clustering,
+    Diagnosis,
     Grid,
     Heatmap,
     Latent,
+    MinimalSet,
     Provenance,
     Recording,
     Repeated,
@@ -101,6 +103,8 @@ class Inquiry:
     steered: tuple[Steered, ...] = ()
     swept: tuple[Swept, ...] = ()
     rephrased: tuple[Rephrased, ...] = ()
+    minimal: MinimalSet | None = None
+    diagnosis: Diagnosis | None = None
     repeats: tuple[Repeated, ...] = ()
 
     @property
@@ -141,7 +145,8 @@ class Inquiry:
             latents=tuple(_latent(self, k) for k in shown),
             heatmap=self.heat and _heatmap(self, shown),
             attributions=_attributions(self), agreements=self.agreements, steered=self.steered, swept=self.swept,
-            rephrased=self.rephrased, classified=self.classified, repeats=self.repeats, arrays=_arrays(self, shown),
+            rephrased=self.rephrased, classified=self.classified, minimal=self.minimal, diagnosis=self.diagnosis,
+            repeats=self.repeats, arrays=_arrays(self, shown),
         )  # fmt: skip
 
     def save(self, stop: Stop | None = None, status: str = "ok") -> Path:
@@ -197,7 +202,7 @@ def _shown(inquiry: Inquiry) -> tuple[int, ...]:
     found |= {int(k) for k in np.argsort(-mass_L, kind="stable")[:STRONGEST] if mass_L[k] > 0}
     found |= {one.latent for one in _attributions(inquiry)[:STRONGEST]}
     steered = dict.fromkeys(k for one in inquiry.resolved.values() for k in one.latents)
-    found |= set(list(steered)[:MOST_STEERED])
+    found |= set(list(steered)[:MOST_STEERED]) | set(inquiry.minimal.latents if inquiry.minimal else ())
     return tuple(sorted(found, key=lambda k: (-mass_L[k], k)))
 
 

@@ -34,6 +34,7 @@ def repeat(inquiry: Inquiry) -> tuple[Repeated, ...]:
 def _again(inquiry: Inquiry, seed: int) -> dict[str, float | str | None]:
     again = replace(inquiry, case=replace(inquiry.case, seed=seed), heat=None, resolved={}, steered=(), repeats=())
     seed_everything(seed)
-    for one in (evidence.cluster, evidence.steer_all):
+    diagnosed = (evidence.diagnose,) if inquiry.case.expect.diagnosis else ()
+    for one in (evidence.cluster, evidence.steer_all, *diagnosed):
         one(again)
     return again.recording().figures()

@@ -1,0 +1,316 @@
+"""Diagnose: which failure mode a case shows, or that this cannot be told.
+
+Only what a reader has is used: the case, its contrast, its rephrasings, the model and the SAE. The tests, in order of
+how much they do to the model; each line of the evidence is one of them:
+
+    the answer            is it wrong at all?
+    rephrasing            is the question answered rightly in other words, with nothing edited, and does that answer
+                          rest on latents that are active here?
+    ablation              do few latents that support the wrong answer, set to zero, bring the right one?
+    what they stand for   when the model describes the picture, which words does it say because of those latents: that
+                          of the wrong answer, or the name of something else?
+    ablate and amplify    where ablation did not: does it, together with amplifying what supports the right answer?
+    rivals                can the right answer be had more easily than answers that nobody claims?
+
+A search *brings* the right answer if the model says it, and if the margin moves further than by each of 19 sets of
+matched latents, and by each of 19 choices made in the same way among a random half of all other active latents: a
+search takes the best of many, and so must its control. The right answer is *ahead* if none of 19 rivals, the likeliest
+other things that could be said in its place, can be had as easily by amplifying what pulls towards it. Each of these
+is p <= 0.05. It is one of a *crowd* if so many rivals are easier that it says nothing that it can be forced.
+
+The rule:
+
+    none                  the answer is right
+    limited alignment     a rephrasing is answered rightly, and rests on what is seen
+    misleading cue        ablation brings the right answer, and the description has words because of these latents that
+                          are not the wrong answer's, or none: something else in the picture had spoken for it
+    hidden cue            ablation, or ablation with amplification, brings the right answer, which is ahead; and the
+                          description has the wrong answer's own words because of these latents, and no others: two
+                          things are seen, and one is spoken of. Or it has no words because of them, or there is no
+                          description, and amplification was needed
+    perception missing    no search has the model say the right answer, and it is not ahead; or it is one of a crowd
+    undetermined          everything else: neither answer of the contrast is given, tests speak against each other,
+                          something is not beyond its controls, or a test that the rule asks for cannot be made
+
+Why words decide between the two cues: in both modes one thing in the picture stands against another, and ablating the
+stronger lets the weaker speak. They differ in what the stronger one is. A chair is not what "sitting" means, and with
+its latents the word "chair" goes from the description too; ears are what "a rabbit" means, and only the rabbit goes.
+
+What the rule cannot tell: where a question offers two answers and no more, everything that speaks against one speaks
+for the other. The right answer may then come back by default, without being seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from vsp_report.maths.edits import Contrast
+from vsp_report.maths.effects import permutation_p
+from vsp_report.recording import Answered, Diagnosis, Evidence, MinimalSet, Rephrased
+from vsp_report.study.description import Carried, carried
+from vsp_report.study.resolve import Rankings
+from vsp_report.study.search import Edits, Outcome, Reach, Search, strongest
+from vsp_report.study.subjects import Asking, Subject
+
+LEVEL = 0.05
+FEW = 16
+"""More latents than this are not few."""
+MOST_MINIMAL = 64
+ROUNDS = 3
+"""After so many rounds more, a search that has not brought the right answer gives up."""
+SUPPORTERS = 8
+"""So many latents that support a rephrased answer are taken away, to see whether it rests on them."""
+CROWD = 4
+"""So many rivals, each had as easily as the right answer, are a crowd."""
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def verdict(text: str, contrast: Contrast, margin: float | None = None) -> str:
+    """right, wrong, or "" for neither: by the words of the answer, and by the margin where both are among them."""
+    text, right, wrong = (_plain(words) for words in (text, contrast.right, contrast.wrong))
+    if text in (right, wrong):
+        return "right" if text == right else "wrong"
+    has_right, has_wrong = _has(text, right), _has(text, wrong)
+    if has_right != has_wrong:
+        return "right" if has_right else "wrong"
+    if not has_right:
+        return ""
+    if _has(right, wrong) or _has(wrong, right):  # one answer is part of the other: the longer one is said
+        return "right" if len(right) > len(wrong) else "wrong"
+    return "" if margin is None else "right" if margin > 0 else "wrong"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".!")
+
+
+def _has(text: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+# --- the smallest set --------------------------------------------------------------------------------------------
+
+
+def minimal_set(subject: Subject, ranks: Rankings, seed: int = 0) -> MinimalSet | None:
+    """The smallest set found whose ablation takes the contrast to its other side, and what the model truly says then.
+
+    None if there is none that can be found with at most a tenth of the runs that one latent at a time would take, or
+    at a text tap, where nothing can be held still.
+    """
+    if subject.bench is None:
+        return None
+    search = Search(subject, ranks, seed)
+    edits = search.minimal(MOST_MINIMAL)
+    if edits is None:
+        return None
+    after = search.answered(edits, "smallest set")
+    return MinimalSet(edits.ablated, after, search.runs)
+
+
+# --- the tests ---------------------------------------------------------------------------------------------------
+
+
+class Tested(NamedTuple):
+    """What a search came to, beside its controls."""
+
+    outcome: Outcome
+    right: bool
+    """whether the right answer is said"""
+    matched_p: float | None = None
+    hard_p: float | None = None
+
+    @property
+    def p(self) -> float | None:
+        """The larger of the two, for both have to be beaten; None unless both could be drawn."""
+        return None if self.matched_p is None or self.hard_p is None else max(self.matched_p, self.hard_p)
+
+    @property
+    def brings(self) -> bool:
+        return self.right and self.p is not None and self.p <= LEVEL
+
+
+@dataclass(eq=False)
+class Examination:
+    """One case while it is examined: the evidence so far, and what it has cost."""
+
+    subject: Subject
+    ranks: Rankings
+    seed: int
+    evidence: list[Evidence] = field(default_factory=list)
+    runs: int = 0
+
+    @property
+    def contrast(self) -> Contrast:
+        return self.subject.contrast
+
+    def note(
+        self, test: str, finding: str, holds: bool | None, change: float | None = None, p: float | None = None
+    ) -> None:
+        change, p = (None if value is None else round(float(value), 6) for value in (change, p))
+        self.evidence.append(Evidence(test, finding, holds, change, p))
+
+    def concluded(self, mode: str) -> Diagnosis:
+        return Diagnosis(mode, tuple(self.evidence), self.runs)
+
+
+def diagnose(
+    subject: Subject, ranks: Rankings, clean: Answered, rephrased: Sequence[Rephrased] = (),
+    smallest: MinimalSet | None = None, seed: int = 0,
+) -> Diagnosis:  # fmt: skip
+    """The failure mode, with the evidence that led there.
+
+    `clean` is the answer to the question as it is, `rephrased` are those to the same question in other words, and
+    `smallest` is what `minimal_set` found.
+    """
+    seen = Examination(subject, ranks, seed)
+    said = verdict(clean.text, seen.contrast, clean.margin)
+    seen.note("the answer", f"“{clean.text}” is {said or 'neither answer of the contrast'}", said == "right")
+    if said == "right":
+        return seen.concluded("none")
+    enough = [_rephrasing(seen, one) for one in rephrased]  # all of them, for the table
+    if any(enough):
+        return seen.concluded("limited-alignment")
+    if said != "wrong" or clean.margin is None or clean.margin > 0:
+        seen.note("ablation", "not looked for: it is not the wrong answer that the model gives", None)
+        return seen.concluded("undetermined")
+    if subject.bench is None:
+        seen.note("ablation", "not looked for: at a text tap nothing can be held still", None)
+        return seen.concluded("undetermined")
+    search = Search(subject, ranks, seed, (smallest.runs if smallest else 0) + seen.runs)
+    few = Edits(smallest.latents) if smallest and len(smallest.latents) <= FEW else None
+    ablation = _ablation(seen, search, few)
+    words = _stand_for(seen, search, few) if few else None
+    both = None if ablation and ablation.brings else _ablate_and_amplify(seen, search, few)
+    reach = _rivals(seen, search, ablation.outcome.edits if ablation else Edits())
+    seen.runs = search.runs
+    described = few is not None and isinstance(subject, Asking)
+    return seen.concluded(rule(ablation, both, words, reach, described=described))
+
+
+def rule(
+    ablation: Tested | None, both: Tested | None, words: Carried | None, reach: Reach | None, *, described: bool = True
+) -> str:
+    """The rule for a wrong answer that no rephrasing corrects. `described`: whether there are latents and a model that
+    describes, so that words should have been found."""
+    ahead = reach is not None and reach.p <= LEVEL
+    said = any(one is not None and one.right for one in (ablation, both))
+    by_ablation = ablation is not None and ablation.brings
+    by_both = both is not None and both.brings
+    if reach is not None and (reach.easier >= CROWD or not (said or ahead)):
+        return "perception-missing"
+    if words is None:
+        return "hidden-cue" if by_both and ahead and not described else "undetermined"
+    if words.itself:
+        return "hidden-cue" if (by_ablation or by_both) and ahead else "undetermined"
+    if by_ablation:
+        return "misleading-cue"
+    return "hidden-cue" if by_both and ahead and not words.words else "undetermined"
+
+
+def _rephrasing(seen: Examination, one: Rephrased) -> bool:
+    """Whether other words are enough, and the answer to them rests on what is seen."""
+    contrast = Contrast(*one.contrast) if one.contrast else seen.contrast
+    test, said = f"rephrasing: {one.name}", f"“{one.prompt}” is answered “{one.answered.text}”"
+    if verdict(contrast.right, seen.contrast) == "wrong":
+        seen.note(test, f"“{one.prompt}” asks something else: its right answer is the wrong one here", None)
+        return False
+    if verdict(one.answered.text, contrast, one.answered.margin) != "right":
+        seen.note(test, said, False)
+        return False
+    subject = seen.subject.asked(one.prompt, contrast)
+    if subject.bench is None:
+        seen.note(test, f"{said}; at a text tap it cannot be tested what that rests on", None)
+        return False
+    search = Search(subject, seen.ranks, seen.seed)
+    edits = Edits(strongest(-search.support()[1], SUPPORTERS))
+    controls = search.matched(edits) if edits.latents else []
+    change, *others_N = search.changes([edits, *controls]) if controls else (None,)
+    seen.runs += search.runs
+    p = permutation_p(change, others_N) if controls else None
+    rests = None if p is None else bool(p <= LEVEL and change < 0)
+    how = {True: "rests on", False: "does not rest on", None: "cannot be compared over"}[rests]
+    finding = f"{said}, which {how} {_counted(len(edits.ablated), 'active latent')} that support it"
+    seen.note(test, finding, rests, change, p)
+    return bool(rests)
+
+
+def _ablation(seen: Examination, search: Search, few: Edits | None) -> Tested | None:
+    if few is None:
+        seen.note("ablation", f"no set of at most {FEW} latents was found that takes the margin over", False)
+        return None
+    outcome = search.outcome(few)
+    for _ in range(ROUNDS):
+        if verdict(outcome.text, seen.contrast) == "right" or not search.splits:
+            break
+        more = search.onward(outcome.edits, FEW)
+        if more == outcome.edits:
+            break
+        outcome = search.outcome(more)
+    return _tested(seen, search, "ablation", f"{_counted(len(outcome.edits.ablated), 'latent')} ablated", outcome)
+
+
+def _ablate_and_amplify(seen: Examination, search: Search, few: Edits | None) -> Tested | None:
+    test = "ablate and amplify"
+    if not search.splits:
+        seen.note(test, "not looked for: one answer begins with the other, and nothing pulls to one alone", None)
+        return None
+    outcome, edits = None, few or Edits()
+    for _ in range(ROUNDS + 1):
+        more = search.strengthen(edits, FEW)
+        if outcome is not None and more == edits:
+            break
+        edits, outcome = more, search.outcome(more)
+        if verdict(outcome.text, seen.contrast) == "right":
+            break
+    what = f"{_counted(len(edits.ablated), 'latent')} ablated, {len(edits.amplified)} amplified"
+    return _tested(seen, search, test, what, outcome)
+
+
+def _tested(seen: Examination, search: Search, test: str, what: str, outcome: Outcome) -> Tested:
+    if verdict(outcome.text, seen.contrast) != "right":  # nothing is claimed, and nothing need be compared
+        seen.note(test, f"{what}: “{outcome.text}”", False, outcome.change)
+        return Tested(outcome, False)
+    matched, hard = search.matched(outcome.edits), search.as_hard(outcome.edits)
+    changes_N = search.changes([*matched, *hard])
+    among = {
+        "matched latents": permutation_p(outcome.change, changes_N[: len(matched)]),
+        "choices as hard": permutation_p(outcome.change, changes_N[len(matched) :]),
+    }
+    tested = Tested(outcome, True, *among.values())
+    beside = ", ".join(f"p {p:.2g} among {of}" for of, p in among.items() if p is not None) or "nothing to compare with"
+    holds = None if tested.p is None else tested.brings
+    seen.note(test, f"{what}: “{outcome.text}”; {beside}", holds, outcome.change, tested.p)
+    return tested
+
+
+def _stand_for(seen: Examination, search: Search, few: Edits) -> Carried | None:
+    test, words = "what they stand for", carried(search, few, seen.contrast.wrong)
+    if words is None:
+        seen.note(test, "there is no description to read, or nothing to compare with", None)
+        return None
+    named = ", ".join(f"“{word}”" for word in words.words) or "no word"
+    meant = "the wrong answer itself" if words.itself else "something else" if words.words else "nothing it names"
+    finding = f"because of them “{words.description}” has {named}: {meant}"
+    seen.note(test, finding, words.itself)
+    return words
+
+
+def _rivals(seen: Examination, search: Search, edits: Edits) -> Reach | None:
+    reach = search.reach(edits)
+    if reach is None:
+        seen.note("rivals", "there are none to compare with", None)
+        return None
+    (first, odds), among = reach.rivals[0], _counted(len(reach.rivals), "rival")
+    had = f"the right answer can be had to log-odds {reach.right:.1f}, “{first}” to {odds:.1f}"
+    finding = f"{had}; {reach.easier or 'none'} of {among} as easily"
+    seen.note("rivals", finding, reach.p <= LEVEL, None, reach.p)
+    return reach

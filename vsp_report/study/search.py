@@ -1,0 +1,257 @@
+"""Search: few latents that change an answer, and how easily as much is had without them.
+
+    minimal     the smallest set found whose ablation takes the contrast to its other side: latents in the order of
+                attribution, asked anew after every doubling because latents of one thing stand in for each other; then
+                the least count by bisection
+    onward      from some edits, further ablations of what keeps the right answer from being said
+    strengthen  from some edits, amplifications of what pulls towards the right answer, and ablations of what pulls away
+
+A search takes the best of many, so what it finds has to be compared with more than random latents:
+
+    matched     as many other latents, as active and as widespread, the same done to them
+    as_hard     the same choice made among others: the best of a random half of all other active latents
+    reach       the same for answers that nobody claims: the likeliest others where right and wrong part
+
+Each search counts what it costs in model runs: one for each state of the tap that is carried to an answer, one more
+for each gradient that is taken back.
+
+Axes: N steerings, L latents, V whatever may be said, C of these those chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from vsp_report.maths.edits import Edit, Steering
+from vsp_report.maths.effects import matched_sets
+from vsp_report.model.bench import Bench
+from vsp_report.recording import Answered
+from vsp_report.study.resolve import Rankings
+from vsp_report.study.subjects import Subject
+
+AMPLIFY = 3.0
+"""What is amplified is multiplied by this, which lies in the range in which doses are measured."""
+PER_ROUND = 2
+DRAWS = 19
+"""With so many, a change that is further than each of theirs has a p-value of one in twenty."""
+RIVALS = 19
+PULLING = 4
+"""So many latents that pull towards an answer are amplified, to see how far it can be had."""
+
+
+class Edits(NamedTuple):
+    """What a search does to latents: some are set to zero, others amplified."""
+
+    ablated: tuple[int, ...] = ()
+    amplified: tuple[int, ...] = ()
+
+    def steering(self, name: str) -> Steering:
+        ablating = (Edit(self.ablated, "set", 0.0),) if self.ablated else ()
+        amplifying = (Edit(self.amplified, "scale", AMPLIFY),) if self.amplified else ()
+        return Steering(name, (*ablating, *amplifying))
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        return (*self.ablated, *self.amplified)
+
+    def and_also(self, ablated: Sequence[int] = (), amplified: Sequence[int] = ()) -> Edits:
+        return Edits((*self.ablated, *ablated), (*self.amplified, *amplified))
+
+
+class Outcome(NamedTuple):
+    """What came of some edits."""
+
+    edits: Edits
+    text: str
+    change: float
+    """of the margin"""
+
+
+class Reach(NamedTuple):
+    """How far the right answer can be had, and its rivals by the same means."""
+
+    right: float
+    """log-odds against all else that may be said"""
+    rivals: tuple[tuple[str, float], ...]
+    """the likeliest others with theirs, the one that is had most easily first"""
+
+    @property
+    def easier(self) -> int:
+        """So many rivals are had at least as easily."""
+        return sum(odds >= self.right for _, odds in self.rivals)
+
+    @property
+    def p(self) -> float:
+        return (1 + self.easier) / (1 + len(self.rivals))
+
+
+@dataclass(eq=False)
+class Search:
+    """One question held still, with what the search has cost so far."""
+
+    subject: Subject
+    ranks: Rankings
+    seed: int = 0
+    runs: int = 0
+    margin: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.margin = float(self.bench.log_odds([self.bench.states_SD * 0])[0])
+        self.runs += 1
+
+    @property
+    def bench(self) -> Bench:
+        return self.subject.bench
+
+    @property
+    def active(self) -> int:
+        return int((self.ranks.mass_L > 0).sum())
+
+    @property
+    def splits(self) -> bool:
+        """Whether right and wrong answer part, so that each has likelihoods of its own."""
+        return self.bench.parting is not None
+
+    # -- asking -------------------------------------------------------------------------------------
+
+    def changes(self, many: Sequence[Edits]) -> np.ndarray:
+        """(N,): of the margin."""
+        if not many:
+            return np.zeros(0)
+        self.runs += len(many)
+        return self.bench.shifts(self.bench.changes([one.steering(str(n)) for n, one in enumerate(many)]))
+
+    def outcome(self, edits: Edits) -> Outcome:
+        """The edits made, and the question asked."""
+        text = self.subject.says([edits.steering("searched")])[1]
+        return Outcome(edits, text, float(self.changes([edits])[0]))
+
+    def answered(self, edits: Edits, name: str) -> Answered:
+        self.runs += 1
+        return self.subject.answers([edits.steering(name)]).after[0]
+
+    def support(self, edits: Edits = Edits()) -> tuple[float, np.ndarray]:  # noqa: B008
+        """The margin with these edits in place, and what ablating each other latent would do to it."""
+        self.runs += 2
+        seen = self.bench.attribution(edits.steering("so far") if edits.latents else None)
+        return seen.log_odds, self._others(seen.effects().double().cpu().numpy(), edits)
+
+    def _pulls(self, choices: Sequence[int], edits: Edits) -> np.ndarray:
+        """(C, L): what ablating each other latent would do to the odds of each of these against all else."""
+        self.runs += 1 + len(choices)
+        pulls_CL = self.bench.pulls(choices, edits.steering("so far") if edits.latents else None)
+        return np.stack([self._others(pulls_L, edits) for pulls_L in pulls_CL])
+
+    def _others(self, effects_L: np.ndarray, edits: Edits) -> np.ndarray:
+        effects_L = np.where(self.ranks.mass_L > 0, effects_L, 0.0)
+        effects_L[list(edits.latents)] = 0.0
+        return effects_L
+
+    # -- searching ----------------------------------------------------------------------------------
+
+    def minimal(self, most: int) -> Edits | None:
+        """The smallest set found, of at most `most`, that takes the margin to its other side; None if there is none.
+
+        With asking once more what is said, it never costs more than a tenth of ablating every active latent by
+        itself: rather than that it gives up, or keeps a set that is not the smallest.
+        """
+        left = self.active // 10 - 1
+        sign, found, below = 1.0 if self.margin > 0 else -1.0, Edits(), 0
+        while self.runs + 2 <= left:
+            margin, effects_L = self.support(found)
+            if (margin > 0) != (self.margin > 0):
+                break
+            below = len(found.ablated)
+            more = strongest(-sign * effects_L, min(max(below, 1), most - below))
+            if not more:
+                return None
+            found = found.and_also(more)
+        else:
+            return None
+        above = len(found.ablated)
+        while above - below > 1 and self.runs + 1 <= left:
+            half = (above + below) // 2
+            change = self.changes([Edits(found.ablated[:half])])[0]
+            flips = (self.margin + change > 0) != (self.margin > 0)
+            below, above = (below, half) if flips else (half, above)
+        return Edits(found.ablated[:above])
+
+    def further(self, edits: Edits) -> Edits:
+        """As many again that support the answer which is given, found with these edits in place."""
+        away_L = (-1.0 if self.margin > 0 else 1.0) * self.support(edits)[1]
+        return edits.and_also(strongest(away_L, len(edits.ablated)))
+
+    def onward(self, edits: Edits, most: int) -> Edits:
+        """One round more of ablating what keeps the right answer from being said, whatever is said instead."""
+        pulls_L = self._pulls([self.bench.parting[0]], edits)[0]
+        return edits.and_also(strongest(pulls_L, min(PER_ROUND, most - len(edits.ablated))))
+
+    def strengthen(self, edits: Edits, most: int) -> Edits:
+        """One round more of amplifying what pulls towards the right answer, and ablating what pulls away from it."""
+        pulls_L = self._pulls([self.bench.parting[0]], edits)[0]
+        ablated = strongest(pulls_L, min(PER_ROUND, most - len(edits.ablated)))
+        return edits.and_also(ablated, strongest(-pulls_L, min(PER_ROUND, most - len(edits.amplified))))
+
+    # -- comparing ----------------------------------------------------------------------------------
+
+    def matched(self, edits: Edits, draws: int = DRAWS) -> list[Edits]:
+        """The same done to as many other latents, as active and as widespread; none where there are too few."""
+        parts = []
+        for place, latents in enumerate(edits):
+            sets = matched_sets(latents, self.ranks.mass_L, self.ranks.frequency_L, draws, self.seed + 1000 * place,
+                                apart_from=edits.latents).sets  # fmt: skip
+            if latents and not sets:
+                return []
+            parts.append(sets or ((),) * draws)
+        return [Edits(*chosen) for chosen in zip(*parts, strict=True)]
+
+    def as_hard(self, edits: Edits, draws: int = DRAWS) -> list[Edits]:
+        """The same choice by attribution, as many of each kind, among a random half of the other active latents."""
+        _, effects_L = self.support()
+        away_L = (-1.0 if self.margin > 0 else 1.0) * effects_L
+        others = np.setdiff1d(np.flatnonzero(self.ranks.mass_L > 0), edits.latents)
+        generator, found = np.random.default_rng(self.seed), []
+        for _ in range(draws):
+            half_L = np.zeros_like(away_L)
+            half = generator.permutation(others)[: len(others) // 2]
+            half_L[half] = away_L[half]
+            found.append(Edits(strongest(half_L, len(edits.ablated)), strongest(-half_L, len(edits.amplified))))
+        return [one for one in found if one.latents]
+
+    def reach(self, edits: Edits, rivals: int = RIVALS) -> Reach | None:
+        """With these edits in place, how far the right answer can be had, by amplifying what pulls towards it or
+        without, and how far the likeliest others; None where right and wrong do not part, or there are no others."""
+        if not self.splits:
+            return None
+        bench, (right, wrong) = self.bench, self.bench.parting
+        made = [edits.steering("so far")] if edits.latents else []
+        likely_NV = bench.likely([bench.states_SD * 0, *bench.changes(made)])
+        self.runs += len(likely_NV)
+        order = np.argsort(-likely_NV.max(0), kind="stable")
+        choices = [right, *[int(v) for v in order if v not in (right, wrong)][:rivals]]
+        if len(choices) < 2:
+            return None
+        steerings = [
+            edits.and_also((), strongest(-pulls_L, PULLING)).steering(str(c))
+            for c, pulls_L in enumerate(self._pulls(choices, edits))
+        ]
+        after_CV = bench.likely(bench.changes(steerings))
+        self.runs += len(after_CV)
+        odds = [max(_odds(likely_NV[-1, v]), _odds(after_CV[c, v])) for c, v in enumerate(choices)]
+        named = [(bench.word(v), one) for v, one in zip(choices[1:], odds[1:], strict=True)]
+        return Reach(odds[0], tuple(sorted(named, key=lambda pair: -pair[1])))
+
+
+def strongest(score_L: np.ndarray, count: int) -> tuple[int, ...]:
+    """At most so many latents with a score above zero, the largest first."""
+    best = np.argsort(-score_L, kind="stable")[: max(count, 0)]
+    return tuple(int(k) for k in best if score_L[k] > 0)
+
+
+def _odds(log_prob: float) -> float:
+    """Log-odds against all else; beyond nine digits of certainty there is nothing to tell."""
+    return float(log_prob - np.log(max(-np.expm1(log_prob), 1e-9)))
