@@ -3,6 +3,7 @@
     index.html, how-to-read.html      the cases; what the words mean
     cases/ID/index.html               a page
     cases/ID/*.webp, figures/, .js    what was drawn for it: kept as long as the recording and the drawing code are
+    atlas/                            the latents, where there are atlases: `atlas_site` says what lies there
     static/                           styles and scripts
     recordings/                       evidence: read, never written
 
@@ -37,7 +38,7 @@ from vsp_report.recording import (
     sha,
     sha_of,
 )
-from vsp_report.render import audits
+from vsp_report.render import atlas_cases, atlas_site, audits
 from vsp_report.render.ledger import Ledger, NotOurs
 
 RECORDINGS = "recordings"
@@ -106,7 +107,7 @@ class _Builder:
         self.folders = [folder for folder in (templates, bundled / "pages") if folder is not None]
         self.static = bundled / "static"
         self.templates_sha = sha_of([folder_sha(folder) for folder in self.folders])
-        self.package_sha = package_sha(("audit", "case", "recording", "render"))
+        self.package_sha = package_sha(("atlas", "audit", "case", "recording", "render"))
         room = Path(__file__).parent
         self.versions = {name: version(name) for name in ("altair", "jinja2", "numpy", "pillow", "vl-convert-python")}
         self.drawing_sha = sha_of([[name, file_sha(room / name)] for name in _DRAWING])
@@ -116,10 +117,14 @@ class _Builder:
         self.audited = audits.sources(site)
         if self.audited:
             self.places.insert(1, Place(audits.PAGE, "Audit"))
+        self.atlases = atlas_site.AtlasSite(recordings, site, self.inside)
+        if self.atlases and not only:
+            self.places.insert(1, Place(atlas_site.INDEX, "Atlas"))
         self._environment: Any = None
 
     def build(self) -> Built:
         faults, cards = [], []
+        self._atlases(faults)
         for folder in recordings_in(self.recordings):
             if self.only and folder.name != self.only:
                 continue
@@ -159,9 +164,9 @@ class _Builder:
         name = folder.name
         if not _NAME.fullmatch(name):
             raise InputError(str(folder), "has a name that is no address", "Use letters, digits, hyphens and dots.")
-        evidence = recording_sha(folder)
+        evidence, atlas = recording_sha(folder), self.atlas_of.get(name, "")
         drawing = sha_of([evidence, self.drawing_sha, self.versions])
-        page = self._page_key(evidence, self.inside, name)
+        page = self._page_key(evidence, self.inside, name, atlas)
         drawn, shown = f"drawn/{name}", f"page/{name}"
         # A recording that was cut off since has its old manifest: it is loaded, which says what is wrong.
         fresh = not self.force and is_recorded(folder)
@@ -172,7 +177,7 @@ class _Builder:
         from vsp_report.render import index_page, pages
 
         recording = replace(load_recording(folder), id=name)
-        case = pages.case_page(recording)
+        case = pages.case_page(recording, atlas)
         made_from: dict[str, str] = {}
         self._part(drawn, drawing, lambda: self._drawn(recording, case, folder, made_from), lambda: {"from": made_from})
         files = set(self.ledger.new[drawn].files)
@@ -252,6 +257,44 @@ class _Builder:
                 copies[f"{at}/{href}"] = place.read_bytes()
             downloads.append(Download(title, href, what))
         return downloads, copies
+
+    # --- atlases -------------------------------------------------------------------------------------------------
+
+    def _atlases(self, faults: list[VspError]) -> None:
+        """Before the cases, which lead into them; `atlas_of` says which case into which."""
+        self.atlas_of: dict[str, str] = {}
+        if not self.atlases or self.only:
+            return
+        told, shown = self._told(), []
+        for place in self.atlases.shelf.places:
+            try:
+                self.atlases.make(place, told, self._part, self._page_key, self._render)
+                shown.append(place)
+            except NotOurs:
+                raise
+            except VspError as fault:
+                faults.append(fault)
+        self.atlases.index(shown, self._part, self._page_key, self._render)
+        self.atlases.forget()
+        shelf = atlas_cases.Shelf(tuple(shown))
+        self.atlas_of = {one["id"]: shelf.address(one["model_sha"], one["sae_sha"], one["tap"]) for one in told}
+
+    def _told(self) -> list[dict[str, Any]]:
+        """What the atlases are told of each case. A recording that cannot be read says so where it is shown."""
+        told = []
+        for folder in recordings_in(self.recordings):
+            part = f"told/{folder.name}"
+            try:
+                key = sha_of([recording_sha(folder), self.package_sha])
+                if self.force or not self.ledger.fresh(part, key):
+                    recording = replace(load_recording(folder), id=folder.name)
+                    self.ledger.write(part, key, {}, atlas_cases.matters(recording))
+                else:
+                    self.ledger.keep(part)
+                told.append(dict(self.ledger.new[part].kept))
+            except (VspError, OSError):
+                continue
+        return told
 
     # --- the rest ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,133 @@
+"""Atlas cases: where recordings and atlases meet. In which cases a latent matters, and which atlas a case's are in.
+
+An atlas speaks of the latents of one SAE on one model. Both are known by their hashes: another one of the same name
+has other latents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vsp_report.atlas import ATLAS, atlas_sha, atlases_in
+from vsp_report.recording import Recording
+from vsp_report.render.findings import counted, number
+
+PREDICTED = 20
+"""Of the latents with a predicted effect, so many of the strongest are told of."""
+
+
+class Place(NamedTuple):
+    """An atlas of the site, and whose latents it has."""
+
+    folder: Path
+    sha: str
+    model_sha: str
+    sae_sha: str
+    tap: str
+
+    @property
+    def slug(self) -> str:
+        return self.folder.name
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The atlases of a site, each file read once."""
+
+    places: tuple[Place, ...]
+
+    @classmethod
+    def of(cls, parent: Path) -> Shelf:
+        found = []
+        for folder in atlases_in(parent):
+            try:
+                made = json.loads((folder / ATLAS).read_text(encoding="utf-8"))["provenance"]
+                found.append(Place(folder, atlas_sha(folder), made["model_sha"], made["sae_sha"], made["tap"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                # Loading it says what is wrong with it.
+                found.append(Place(folder, "", "", "", ""))
+        return cls(tuple(found))
+
+    def find(self, model_sha: str, sae_sha: str, tap: str = "") -> str:
+        """The slug of the atlas that has these latents; empty where there is none."""
+        fits = (one.slug for one in self.places if one.model_sha == model_sha and one.sae_sha == sae_sha
+                and (not tap or one.tap == tap))  # fmt: skip
+        return next(fits, "") if model_sha and sae_sha else ""
+
+    def address(self, model_sha: str, sae_sha: str, tap: str = "") -> str:
+        """Of the atlas's page, from the page of a case."""
+        slug = self.find(model_sha, sae_sha, tap)
+        return f"../../atlas/{slug}/index.html" if slug else ""
+
+
+class Mattering(NamedTuple):
+    """Why a latent matters in a case."""
+
+    latent: int
+    rank: int
+    """less is more"""
+    why: str
+
+
+def matters(recording: Recording) -> dict[str, Any]:
+    """What the atlas is told of a case: plain values, kept from build to build."""
+    made = recording.provenance
+    found: dict[int, Mattering] = {}
+
+    def say(latent: int, rank: int, why: str) -> None:
+        old = found.get(latent)
+        if old is None or rank < old.rank:
+            found[latent] = Mattering(latent, rank, why)
+
+    for one in recording.latents:
+        say(one.number, 3, f"active on the picture, at most {one.strongest:.3g}")
+    strongest = sorted(recording.attributions, key=lambda one: -abs(one.predicted))[:PREDICTED]
+    for place, one in enumerate(strongest, 1):
+        moved = f"{number(one.measured, 2, True)}, measured" if one.measured is not None else (
+            f"{number(one.predicted, 2, True)}, predicted")  # fmt: skip
+        say(one.latent, 2, f"number {place} by attribution: ablating it moves the log-odds by {moved}")
+    if recording.minimal is not None:
+        for latent in recording.minimal.latents:
+            size = len(recording.minimal.latents)
+            say(latent, 1, f"in the smallest set that turns the answer ({counted(size, 'latent')})")
+    for one in recording.steered:
+        for edit in one.edits:
+            if edit.latents == "all":
+                continue
+            others = len(edit.latents) - 1
+            how = {"set": f"set to {edit.value:g}", "scale": f"multiplied by {edit.value:g}"}.get(
+                edit.op, f"{edit.value:+g} added")  # fmt: skip
+            together = f", with {counted(others, 'other')}" if others else ""
+            why = f"{how} in “{one.name}”{together}{', which turns the answer' if one.flipped else ''}"
+            for latent in edit.latents:
+                say(latent, 0 if one.flipped else 1, why)
+    return {
+        "id": recording.id,
+        "title": recording.case["title"],
+        "model_sha": made.model_sha,
+        "sae_sha": made.sae_sha,
+        "tap": made.tap,
+        "latents": [list(one) for one in sorted(found.values(), key=lambda one: (one.rank, one.latent))],
+    }
+
+
+def cases_of(place: Place, told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases whose latents are in this atlas."""
+    return [one for one in told if place.model_sha and one["model_sha"] == place.model_sha
+            and one["sae_sha"] == place.sae_sha and one["tap"] in ("", place.tap)]  # fmt: skip
+
+
+def by_latent(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """For the atlas's script: cases, and for each latent [case, rank, why]."""
+    latents: dict[int, list[list[Any]]] = {}
+    for n, case in enumerate(cases):
+        for latent, rank, why in case["latents"]:
+            latents.setdefault(latent, []).append([n, rank, why])
+    return {
+        "cases": [[case["id"], case["title"]] for case in cases],
+        "latents": {str(latent): sorted(lines, key=lambda line: line[1]) for latent, lines in sorted(latents.items())},
+    }

@@ -1,0 +1,191 @@
+"""Atlas data: an atlas as scripts for its page. Bytes out; nothing is read or written here.
+
+    overview.js       what the scatter, the map, the histograms and the list need of every latent
+    latents/000.js …  everything else, many latents to a file, loaded when one of them is looked at
+
+A page that was opened from a folder may load scripts and nothing else, so data are scripts that assign. A column of
+the overview is text: a letter is six bits. A figure that has 64 levels takes one letter for each latent, one that has
+1,024 takes two of five bits, the high ones of all latents first: what is alike stands together and packs well. Level
+0 says that there is no figure (of a dead latent, of one without a label); the others run in even steps from `low`, by
+logarithm where `log` says so. The files of the latents have the figures as they were measured.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vsp_report.atlas import ABSENT, Atlas
+from vsp_report.render.case_data import short
+from vsp_report.render.drawn import script_json
+
+LETTERS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
+SHARD_BYTES = 160_000
+"""A file of latents is about so long at most: it is parsed in a few milliseconds."""
+
+
+class Column(NamedTuple):
+    """A figure of every latent, in few levels."""
+
+    planes: tuple[str, ...]
+    bits: int
+    """of each plane"""
+    low: float
+    """of level 1"""
+    step: float
+    log: bool
+
+
+def make_column(values_L: np.ndarray, there_L: np.ndarray, *, bits: int = 10, log: bool = False) -> Column:
+    """`there_L`: where there is a figure."""
+    values_L = np.log(np.maximum(values_L.astype(float), 1e-12)) if log else values_L.astype(float)
+    there = values_L[there_L]
+    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 1.0)
+    most = 2**bits - 2
+    step = (high - low) / most
+    level_L = np.where(there_L, 1 + np.rint((values_L - low) / (step or 1)), 0).astype(np.int64)
+    return _packed(level_L, bits, low, step, log)
+
+
+def make_numbers(numbers_L: np.ndarray) -> Column:
+    """Of whole numbers from -1, which says that there is none."""
+    bits = max(1, int(numbers_L.max(initial=0) + 1).bit_length())
+    return _packed(numbers_L.astype(np.int64) + 1, bits, 0.0, 1.0, False)
+
+
+def _packed(level_L: np.ndarray, bits: int, low: float, step: float, log: bool) -> Column:
+    planes = -(-bits // 6)
+    each = -(-bits // planes)
+    found = [(level_L >> (each * (planes - 1 - n))) & (2**each - 1) for n in range(planes)]
+    return Column(tuple(LETTERS[plane].tobytes().decode() for plane in found), each, low, step, log)
+
+
+def unpacked(column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """The figures that the page sees, and where there are any; for who checks them."""
+    back = np.zeros(256, np.int64)
+    back[LETTERS] = np.arange(64)
+    level_L = np.zeros(len(column.planes[0]), np.int64)
+    for plane in column.planes:
+        level_L = (level_L << column.bits) | back[np.frombuffer(plane.encode(), np.uint8)]
+    values_L = column.low + (level_L - 1) * column.step
+    return (np.exp(values_L) if column.log else values_L), level_L > 0
+
+
+class Shown(NamedTuple):
+    """The label that each latent is shown with."""
+
+    words: tuple[tuple[str, int], ...]
+    """a word, and the labelling that it is of"""
+    word_L: np.ndarray
+    """its number above; -1 for none"""
+    score_L: np.ndarray
+    """ABSENT for none"""
+
+
+def shown_labels(atlas: Atlas) -> Shown:
+    """Of the first labelling that has a word for a latent; the dead have none."""
+    a = atlas.arrays
+    word_L, score_L = np.full(atlas.d_sae, -1, np.int64), np.full(atlas.d_sae, np.float32(ABSENT))
+    words: list[tuple[str, int]] = []
+    for s, labelling in enumerate(atlas.labellings):
+        new_L = (word_L < 0) & (a.label_SL[s] >= 0) & atlas.alive_L
+        used = np.unique(a.label_SL[s][new_L])
+        number = np.zeros(len(labelling.words) + 1, np.int64)
+        number[used] = np.arange(len(used)) + len(words)
+        word_L[new_L], score_L[new_L] = number[a.label_SL[s][new_L]], a.label_score_SL[s][new_L]
+        words += [(labelling.words[w], s) for w in used.tolist()]
+    return Shown(tuple(words), word_L, score_L)
+
+
+def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes:
+    """overview.js. `sheets_at`: the folder of the sheets' folder, from the page."""
+    a, alive, shown = atlas.arrays, atlas.alive_L, shown_labels(atlas)
+    columns = {
+        "frequency": make_column(a.frequency_L, alive, log=True),
+        "mean": make_column(a.mean_L, alive & (a.mean_L > 0), log=True),
+        "entropy": make_column(a.entropy_L, alive & (a.entropy_L != np.float32(ABSENT)), bits=6),
+        "x": make_column(a.map_L2[:, 0], alive),
+        "y": make_column(a.map_L2[:, 1], alive),
+        "score": make_column(shown.score_L, shown.score_L != np.float32(ABSENT), bits=6),
+        "cluster": make_numbers(a.cluster_L),
+        "word": make_numbers(shown.word_L),
+    }
+    sheets = atlas.sheets
+    data = {
+        "latents": atlas.d_sae,
+        "shards": shards,
+        "perShard": per_shard,
+        "columns": {name: column._asdict() for name, column in columns.items()},
+        "words": shown.words,
+        "labellings": [[one.source, one.made, one.score, one.least] for one in atlas.labellings],
+        "clusters": [[one.name, one.size, *_centre(atlas, c)] for c, one in enumerate(atlas.clusters)],
+        "edges": [short(edge) for edge in atlas.edges],
+        "sheets": {"folder": f"{sheets_at}{sheets.folder}/", "files": sheets.files,
+                   "cell": sheets.cell_px, "across": sheets.across, "down": sheets.down},
+        "pictures": atlas.provenance.n_images,
+    }  # fmt: skip
+    return f"window.VSP_ATLAS={script_json(data)};\n".encode()
+
+
+def _centre(atlas: Atlas, cluster: int) -> list[float]:
+    """Where a cluster's name stands: at the latent that is nearest to its middle."""
+    places = atlas.arrays.map_L2[atlas.arrays.cluster_L == cluster].astype(float)
+    if not len(places):
+        return [0.5, 0.5]
+    nearest = places[np.argmin(((places - np.median(places, 0)) ** 2).sum(1))]
+    return [round(float(v), 4) for v in nearest]
+
+
+def latent_files(atlas: Atlas) -> tuple[dict[str, bytes], int]:
+    """latents/000.js and so on, and how many latents are in each."""
+    facts = list(_facts(atlas))
+    some = facts[:: max(1, len(facts) // 256)]
+    each = len(script_json(some)) / max(1, len(some))
+    per = 16
+    while per < 1024 and 2 * per * each <= SHARD_BYTES:
+        per *= 2
+    files = {}
+    for n, at in enumerate(range(0, len(facts), per)):
+        files[f"latents/{n:03}.js"] = f"VSP_LATENTS({n},{script_json(facts[at : at + per])});\n".encode()
+    return files, per
+
+
+def _facts(atlas: Atlas) -> Iterator[Any]:
+    """Of each latent what atlas.js reads by place; 0 for the dead."""
+    a = atlas.arrays
+    R = a.references_LR.shape[1]
+    packed = np.stack([a.grid_patches >> 8, a.grid_patches & 255, a.grid_values], 1).astype(np.uint8).tobytes()
+    starts, sizes, references_LR = a.grid_starts.tolist(), a.picture_grids_I2.tolist(), a.references_LR.tolist()
+    strengths_LR, histogram_LB, neighbours_LN = map(_few, (a.strengths_LR, a.histogram_LB, a.neighbours_LN))
+    cosines_LN, coactivations_LN = _few(a.cosines_LN), _few(a.coactivations_LN)
+    figures = zip(*(_few(x) for x in (a.frequency_L, a.patch_frequency_L, a.mean_L, a.mean_overall_L, a.max_L,
+                                      a.entropy_L, a.monosemanticity_L, a.uniqueness_L)), strict=True)  # fmt: skip
+    labels_SL, scores_SL = a.label_SL.tolist(), _few(a.label_score_SL)
+    for latent, (alive, known) in enumerate(zip(atlas.alive_L.tolist(), figures, strict=True)):
+        if not alive:
+            yield 0
+            continue
+        references = []
+        for r, (i, strength) in enumerate(zip(references_LR[latent], strengths_LR[latent], strict=True)):
+            if i >= 0:
+                grid = packed[3 * starts[latent * R + r] : 3 * starts[latent * R + r + 1]]
+                references.append([i, strength, atlas.pictures[i], atlas.picture_labels[i], *sizes[i],
+                                   base64.b64encode(grid).decode()])  # fmt: skip
+        near = zip(neighbours_LN[latent], cosines_LN[latent], coactivations_LN[latent], strict=True)
+        neighbours = [[n, cosine, together, references_LR[n][0] if R else -1] for n, cosine, together in near if n >= 0]
+        labels = [[one.words[labels_SL[s][latent]], scores_SL[s][latent], s]
+                  for s, one in enumerate(atlas.labellings) if labels_SL[s][latent] >= 0]  # fmt: skip
+        yield [*known, labels, histogram_LB[latent], neighbours, references]
+
+
+def _few(values: np.ndarray) -> list[Any]:
+    """In four digits; None where there is none."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    values = values.astype(float)
+    digits = 10.0 ** (3 - np.floor(np.log10(np.maximum(np.abs(values), 1e-30))))
+    few = np.rint(values * digits) / digits
+    return np.where(values == np.float32(ABSENT), None, few.astype(object)).tolist()
