@@ -47,7 +47,7 @@ class Truth(NamedTuple):
     """What the patches of a batch show, where that is known."""
 
     half_B: np.ndarray
-    """0: latents are chosen on it; 1: they are measured on it"""
+    """0: latents are chosen on it; 1: they are measured on it; 2: neither"""
     shown_BC: np.ndarray
     """bool: concepts of each picture"""
     row_X: np.ndarray
@@ -231,9 +231,18 @@ class Tally:
             self.active_2L[half] += np.bincount(latent_E[mine_E], minlength=L)
             on = csr_array((np.ones(int(mine_E.sum()), np.int64), (latent_E[mine_E], row_E[mine_E])), (L, rows))
             self.inside_2LC[half] += (on @ shown).toarray()
-        self._judged.append(Judged(entries.pictures_B.astype(np.int64), truth.half_B.astype(np.uint8), truth.shown_BC,
-                                   entries.pictures_B[picture_A].astype(np.int64), latent_A.astype(np.int32),
-                                   strength_A))  # fmt: skip
+        judged_B = truth.half_B < 2
+        mine_A = judged_B[picture_A]
+        self._judged.append(
+            Judged(
+                entries.pictures_B[judged_B].astype(np.int64),
+                truth.half_B[judged_B].astype(np.uint8),
+                truth.shown_BC[judged_B],
+                entries.pictures_B[picture_A[mine_A]].astype(np.int64),
+                latent_A[mine_A].astype(np.int32),
+                strength_A[mine_A],
+            )
+        )
 
     def _add_references(
         self, entries: Entries, key_E: np.ndarray, key_A: np.ndarray, latent_A: np.ndarray, strength_A: np.ndarray,

@@ -1,0 +1,188 @@
+"""Feeding: photographs in, states of their patches out. A batch at a time, at several taps, in one forward pass.
+
+A model's processor lays an image out anew for each prompt, text and all. Here the prompt is always the same, so it is
+laid out once for each size of picture, and after that only the picture's pixels are worked out; that both ways give the
+same is looked at once for each model, and where they do not, the long way is taken.
+
+Of a model that cuts a picture in tiles the view of the whole picture counts, which is the largest tile.
+
+Axes: B pictures, P patches of one picture, N patches of all of them, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from vsp_report.errors import ModelError
+from vsp_report.maths.tallies import Entries
+from vsp_report.model import taps as places
+from vsp_report.model.fit import PROMPT
+from vsp_report.model.latents import LATENTS_BYTES
+from vsp_report.model.sae import Sae, quality
+from vsp_report.model.steering import see_states
+from vsp_report.model.taps import Tap
+from vsp_report.model.vlm import Prompt, Vlm
+
+KEPT = 64
+"""So many layouts are kept."""
+
+
+class Fed(NamedTuple):
+    """The patches of a batch, picture after picture, row by row."""
+
+    states: dict[Tap, torch.Tensor]
+    """(N, D)"""
+    grids_B2: np.ndarray
+    """rows and columns of patches"""
+    boxes_B4: np.ndarray
+    """the part of each picture that its patches cover, in pixels"""
+
+    @property
+    def patches_B(self) -> np.ndarray:
+        return self.grids_B2.prod(1)
+
+
+class Feeder:
+    """One model, and the taps that are read in each pass."""
+
+    def __init__(self, vlm: Vlm, taps: Sequence[Tap]) -> None:
+        self.vlm = vlm
+        self.taps = sorted(dict.fromkeys(taps), key=lambda tap: -tap.layer)
+        self._layouts: dict[tuple[int, int], Prompt] = {}
+        self._checked: bool | None = None
+
+    @property
+    def top(self) -> Tap:
+        return self.taps[0]
+
+    def prompt(self, image: Any) -> Prompt:
+        """As `vlm.prepare` makes it."""
+        size = (image.height, image.width)
+        if size not in self._layouts:
+            if len(self._layouts) >= KEPT:
+                self._layouts.clear()
+            self._layouts[size] = self.vlm.prepare(image, PROMPT)
+            return self._layouts[size]
+        if not self._short_way(image, size):
+            return self.vlm.prepare(image, PROMPT)
+        known = self._layouts[size]
+        return replace(known, inputs={**known.inputs, **self._pixels(image)})
+
+    def _short_way(self, image: Any, size: tuple[int, int]) -> bool:
+        """Whether the image processor alone gives what the whole processor gives."""
+        if self._checked is None:
+            whole, part = self.vlm.prepare(image, PROMPT).inputs, self._pixels(image)
+            known = self._layouts[size].inputs
+            same = all(key in whole and torch.equal(whole[key], value) for key, value in part.items())
+            rest = all(torch.equal(value, known[key]) for key, value in whole.items() if key not in part)
+            self._checked = same and rest and "pixel_values" in part
+        return self._checked
+
+    def _pixels(self, image: Any) -> dict[str, torch.Tensor]:
+        made = self.vlm.processor.image_processor(images=[image], return_tensors="pt")
+        dtype = self.vlm.model.dtype
+        return {
+            key: value.to(self.vlm.device, dtype if value.is_floating_point() else None)
+            for key, value in made.items() if isinstance(value, torch.Tensor)
+        }  # fmt: skip
+
+    def feed(self, images: Sequence[Any]) -> Fed:
+        """Of pictures that are all read."""
+        return self.see([self.prompt(image) for image in images])
+
+    @torch.no_grad()
+    def see(self, prompts: Sequence[Prompt]) -> Fed:
+        parts = [self._see(joined(list(alike))) for _, alike in groupby(prompts, key=shape_of)]
+        states = {tap: torch.cat([part.states[tap] for part in parts]) for tap in self.taps}
+        return Fed(states, *(np.concatenate([getattr(p, name) for p in parts]) for name in ("grids_B2", "boxes_B4")))
+
+    def _see(self, prompt: Prompt) -> Fed:
+        seen = see_states(self.vlm, prompt, self.taps)
+        rows, grids, boxes = [], [], []
+        for image in prompt.images:
+            tiles = image.grid.tiles
+            areas = [(tile.x1 - tile.x0) * (tile.y1 - tile.y0) for tile in tiles]
+            largest = int(np.argmax(areas))
+            tile = tiles[largest]
+            rows.append(image.first_state + image.layout.states_P[image.grid.tile_P == largest])
+            grids.append((tile.rows, tile.cols))
+            height, width = image.size
+            boxes.append((max(tile.x0, 0), max(tile.y0, 0), min(tile.x1, width), min(tile.y1, height)))
+        rows_N = torch.as_tensor(np.concatenate(rows), device=self.vlm.device)
+        states = {tap: seen[tap].flatten(0, -2)[rows_N] for tap in self.taps}
+        return Fed(states, np.array(grids, np.int64), np.array(boxes, float))
+
+
+def shape_of(prompt: Prompt) -> tuple:
+    """Prompts of the same can be one batch."""
+    return tuple(sorted((key, tuple(value.shape[1:])) for key, value in prompt.inputs.items()))
+
+
+def joined(prompts: list[Prompt]) -> Prompt:
+    """Several prompts of one picture each as one batch."""
+    if len(prompts) == 1:
+        return prompts[0]
+    inputs = {key: torch.cat([p.inputs[key] for p in prompts]) for key in prompts[0].inputs}
+    images, states, outputs = [], 0, 0
+    for prompt in prompts:
+        for image in prompt.images:
+            images.append(replace(image, first_state=image.first_state + states,
+                                  first_output=image.first_output + outputs))  # fmt: skip
+        states += sum(image.layout.n_states for image in prompt.images)
+        outputs += sum(image.layout.n_outputs for image in prompt.images)
+    return Prompt(inputs, tuple(images), tuple(kinds for prompt in prompts for kinds in prompt.kinds))
+
+
+def vision_taps(vlm: Vlm, taps: Iterable[Tap | str]) -> list[Tap]:
+    """The same places, counted from 0; an error for what a survey does not read."""
+    found = [places.resolve(vlm, tap) for tap in taps]
+    for tap in found:
+        if tap.place != "vision":
+            raise ModelError(str(tap), "a survey reads vision taps", "Give an SAE of vision.N.")
+        places.check_read(vlm, tap)
+    return found
+
+
+# --- what a survey takes from a batch ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def entries_of(sae: Sae, fed: Fed, tap: Tap, numbers: Sequence[int]) -> Entries:
+    """The active latents of every patch, without a dense copy where the SAE allows; no more rows at once than fit."""
+    z_ND, at_once = fed.states[tap], max(1, LATENTS_BYTES // (4 * sae.d_sae))
+    rows, latents, values = [], [], []
+    for start in range(0, len(z_ND), at_once):
+        found = sae.active(z_ND[start : start + at_once].to(sae.device))
+        rows.append(found.row_E.cpu().numpy() + start)
+        latents.append(found.latent_E.cpu().numpy())
+        values.append(found.value_E.float().cpu().numpy())
+    row_E, patches_B = np.concatenate(rows), fed.patches_B
+    first_B = patches_B.cumsum() - patches_B
+    picture_N = np.repeat(np.arange(len(patches_B)), patches_B)
+    picture_E = picture_N[row_E]
+    return Entries(np.asarray(numbers, np.int64), patches_B, picture_E, row_E - first_B[picture_E],
+                   np.concatenate(latents), np.concatenate(values))  # fmt: skip
+
+
+@torch.no_grad()
+def mean_states(fed: Fed, tap: Tap) -> np.ndarray:
+    """(B, D): of each picture, over its patches."""
+    parts = fed.states[tap].split(fed.patches_B.tolist())
+    return np.stack([part.double().mean(0).cpu().numpy() for part in parts])
+
+
+def explained(sae: Sae, rows_ND: np.ndarray) -> float:
+    """The share of the variance of some states that an SAE reconstructs."""
+    return 1.0 - quality(sae, torch.as_tensor(rows_ND)).unexplained_variance
+
+
+def some_rows(fed: Fed, tap: Tap, each: int) -> np.ndarray:
+    """Up to so many patches of each picture, evenly spread, in float32."""
+    parts = fed.states[tap].split(fed.patches_B.tolist())
+    return torch.cat([part[:: max(1, len(part) // each)][:each] for part in parts]).float().cpu().numpy()

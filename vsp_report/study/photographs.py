@@ -1,0 +1,284 @@
+"""Photographs: a survey's pictures, read by workers a batch ahead of the model; where from, and which are broken.
+
+A source is a folder of pictures or scenes of SketchWorld. It is plain data, so that another process, or another
+machine that sees the same folder, reads the same pictures by their numbers. A picture that cannot be read is named with
+its fault and passed over; one that claims more pixels than any camera makes (a decompression bomb) is not unpacked.
+
+Workers are threads: decoding leaves Python's lock alone. Scenes are drawn in Python, and many at once where they are
+charts, so they are drawn a batch at a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vsp_report.errors import ImageError, InputError
+from vsp_report.recording import sha_of
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SCENES = "sketchworld"
+UNSEEN = 1_600_000_000
+"""The first seed of a survey's scenes: neither training, nor the evaluation, nor a check draws from there on."""
+SCENE_PX = 192
+"""Scenes are drawn at twice the size of the bundled model's pictures, as in training."""
+MOST_PIXELS = 100_000_000
+MAX_ASPECT = 200
+"""As for a picture that is asked about: a longer one would be blown up to gigabytes."""
+THREADS = 4
+
+
+class Photograph(NamedTuple):
+    number: int
+    image: Any
+    """upright, RGB; None for a broken one"""
+    fault: str = ""
+
+
+# --- sources -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Pictures of a folder and its folders, by name."""
+
+    root: str
+    names: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    """of each picture: its folder's name, or what a table says; None where neither says anything"""
+    labelled: str = ""
+    """where labels are from"""
+    sizes: tuple[int, ...] = ()
+
+    kind = "folder"
+    truth = False
+
+    @property
+    def title(self) -> str:
+        return Path(self.root).resolve().name
+
+    @property
+    def identity(self) -> str:
+        return sha_of([list(self.names), list(self.sizes), list(self.labels or ())])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, number: int) -> str:
+        return self.names[number]
+
+    def label(self, number: int) -> str:
+        return self.labels[number] if self.labels else ""
+
+    def read(self, numbers: Sequence[int], workers: ThreadPoolExecutor) -> list[Photograph]:
+        return list(workers.map(self._one, numbers))
+
+    def _one(self, number: int) -> Photograph:
+        try:
+            return Photograph(number, read_picture(Path(self.root) / self.names[number]))
+        except ImageError as error:
+            return Photograph(number, None, error.fault)
+
+    def plain(self) -> dict[str, Any]:
+        labels = list(self.labels) if self.labels is not None else None
+        return {"kind": self.kind, "root": self.root, "names": list(self.names), "labels": labels,
+                "labelled": self.labelled, "sizes": list(self.sizes)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes of SketchWorld, of which everything is known. Two of three come as often as training draws them; every
+    third is a portrait, of each kind in turn, so that seldom kinds are there too."""
+
+    count: int
+    first: int = UNSEEN
+
+    kind = "scenes"
+    truth = True
+    title = SCENES
+    labelled = "SketchWorld: the main thing of each scene"
+
+    @property
+    def identity(self) -> str:
+        return sha_of([SCENES, self.first, self.count, SCENE_PX])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, number: int) -> str:
+        return f"scene {self.first + number}"
+
+    def label(self, number: int) -> str:
+        from vsp_report.sketchworld.concepts import topic_of
+
+        return topic_of(self.scene(number))
+
+    def scene(self, number: int) -> Any:
+        from vsp_report.sketchworld import rules
+
+        seed = self.first + number
+        if number % 3 < 2:
+            return rules.sample_scene(seed)
+        return rules.draw_portraits(rules.Draws(seed), rules.PORTRAITS[number // 3 % len(rules.PORTRAITS)])
+
+    def half(self, number: int) -> int:
+        """Latents are chosen on half 0 and measured on half 1; each has portraits of every kind."""
+        from vsp_report.sketchworld import rules
+
+        return (number // (3 * len(rules.PORTRAITS))) % 2
+
+    def read(self, numbers: Sequence[int], workers: ThreadPoolExecutor) -> list[Photograph]:
+        from vsp_report.sketchworld import charts
+
+        scenes = [self.scene(number) for number in numbers]
+        drawn = iter(charts.draw_many([scene.chart for scene in scenes if scene.chart], SCENE_PX))
+        return [Photograph(number, next(drawn).convert("RGB") if scene.chart else scene.draw(SCENE_PX))
+                for number, scene in zip(numbers, scenes, strict=True)]  # fmt: skip
+
+    def shown(self, number: int, rows: int, columns: int) -> Any:
+        """What a scene shows on a grid of patches."""
+        from vsp_report.sketchworld import concepts
+
+        return concepts.shown(self.scene(number), rows, columns, SCENE_PX)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        from vsp_report.sketchworld.concepts import CONCEPTS
+
+        return CONCEPTS
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": self.kind, "count": self.count, "first": self.first}
+
+
+Source = Folder | Scenes
+
+
+def source_of(plain: Mapping[str, Any]) -> Source:
+    if plain["kind"] == Scenes.kind:
+        return Scenes(plain["count"], plain["first"])
+    labels = plain["labels"]
+    return Folder(plain["root"], tuple(plain["names"]), None if labels is None else tuple(labels), plain["labelled"],
+                  tuple(plain["sizes"]))  # fmt: skip
+
+
+def open_source(
+    images: str, n: int | None = None, labels: Mapping[str, str] | None = None, told_by: str = ""
+) -> Source:
+    """`n` pictures of a folder, evenly many of all (all without `n`), or scenes of `sketchworld` (5,000).
+
+    `labels` by the picture's name inside the folder, from a table; without one, folders with names label pictures.
+    """
+    if images == SCENES:
+        return Scenes(5000 if n is None else n)
+    root = Path(images)
+    if not root.is_dir():
+        raise InputError(images, "is no folder", "Name a folder of pictures, or sketchworld.")
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
+                   and file.is_file())  # fmt: skip
+    if not files:
+        raise InputError(images, "holds no picture", f"Put some there ({', '.join(SUFFIXES)}).")
+    n = len(files) if n is None else min(n, len(files))
+    files = [files[k * len(files) // n] for k in range(n)]
+    names = tuple(file.relative_to(root).as_posix() for file in files)
+    sizes = tuple(file.stat().st_size for file in files)
+    if labels is not None:
+        if not any(name in labels for name in names):
+            raise InputError(told_by, "labels none of the pictures", f"Write names such as {names[0]}.")
+        return Folder(str(root), names, tuple(labels.get(name, "") for name in names), told_by, sizes)
+    parents = [Path(name).parent.name for name in names]
+    several = len(set(parents)) > 1
+    return Folder(str(root), names, tuple(parents) if several else None, "their folders" if several else "", sizes)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_picture(path: Path) -> Any:
+    """An upright RGB picture."""
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise ImageError(str(path), f"claims {width} x {height} pixels", "Shrink it.")
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise whatever their format makes them
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ImageError(str(path), f"cannot be read ({fault.replace(str(path), path.name)})", "Mend it.") from error
+    if max(picture.size) > MAX_ASPECT * min(picture.size):
+        raise ImageError(str(path), f"is longer than {MAX_ASPECT} to 1 ({width} x {height})", "Crop it.")
+    return picture
+
+
+@contextmanager
+def no_bombs() -> Iterator[None]:
+    """While open, what Pillow warns of as a decompression bomb is refused. For the whole process: warnings are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def batches(source: Source, numbers: Sequence[int], size: int) -> Iterator[list[Photograph]]:
+    """Photographs in batches of this size, in order; the next one is read while this one is worked on."""
+    parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    with no_bombs(), ThreadPoolExecutor(THREADS) as workers, ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(source.read, parts[0], workers) if parts else None
+        for following in [*parts[1:], None]:
+            if coming is None:
+                return
+            read = coming.result()
+            coming = None if following is None else ahead.submit(source.read, following, workers)
+            yield read
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """A user's labels: of pictures by their names, or of latents by their numbers."""
+
+    of: str
+    labels: dict[str, str]
+
+
+def read_labels(path: str | Path) -> Table:
+    """A CSV with a header: `image,label` or `latent,label`."""
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except FileNotFoundError as error:
+        raise InputError(str(path), "there is no such file", "Give a CSV with the header image,label.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(str(path), f"cannot be read ({error})", "Save it as CSV in UTF-8.") from error
+    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if head[:2] not in (["image", "label"], ["latent", "label"]):
+        remedy = "Write image,label or latent,label in its first line."
+        raise InputError(f"{path}:1", f"its header is {','.join(head) or 'empty'}", remedy)
+    found: dict[str, str] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        key, label = (cell.strip() for cell in (*row, "", "")[:2])
+        if not key or not label or len(label) > 80:
+            raise InputError(f"{path}:{line}", f"is {','.join(row)[:60]!r}", "Write a name and a label of up to 80.")
+        if head[0] == "latent" and not key.isdecimal():
+            raise InputError(f"{path}:{line}", f"latent is {key[:40]!r}", "Write its number, from 0.")
+        found[str(int(key)) if head[0] == "latent" else Path(key).as_posix()] = label
+    if not found:
+        raise InputError(str(path), "labels nothing", "Write a line for each label below its header.")
+    return Table(head[0], found)
+
+
+def grid_crop(image: Any, box: np.ndarray, side_px: int) -> Any:
+    """The part of a picture that patches cover, as a small square."""
+    return image.resize((side_px, side_px), Image.Resampling.BILINEAR, box=tuple(map(float, box)), reducing_gap=2.0)
