@@ -35,7 +35,7 @@
     var text = atob(packed.bytes), width = packed.top.length ? text.length / packed.top.length : 0;
     return packed.top.map(function (top, row) {
       var values = new Float64Array(width);
-      for (var i = 0; i < width; i++) values[i] = text.charCodeAt(row * width + i) / 255 * top;
+      for (var i = 0; i < width; i++) values[i] = text.charCodeAt(row * width + i) / packed.steps * top;
       return values;
     });
   }

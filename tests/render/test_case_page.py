@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from dataclasses import replace
 
@@ -184,6 +186,24 @@ def test_a_citation_says_which_recording_it_is() -> None:
     )
     evil = bibtex(hostile())
     assert EVIL not in evil and evil.count("@") == 2 and r"\{\{ 7*7 \}\}" in evil
+
+
+def test_tiles_of_a_large_model_stay_light() -> None:
+    """Five tiles of 24 × 24 and 80 tokens, with attention that is spread as widely as it gets."""
+    rng = np.random.default_rng(0)
+    base, tokens = full(), 80
+    weights = np.exp(rng.normal(0, 1.5, (tokens, 2880)))
+    rows = (weights / weights.sum(1, keepdims=True)).astype(np.float16)
+    maps = np.maximum(0, rng.normal(-1.8, 1, (30, 2880))).astype(np.float16)
+    boxes = np.tile(base.arrays.boxes_P4, (20, 1))
+    arrays = replace(base.arrays, predicting_TP=rows, own_TP=rows[::-1], maps_LP=maps, boxes_P4=boxes, heatmap_TL=None)
+    recording = replace(base, tokens=(base.tokens * 8)[:tokens], arrays=arrays, heatmap=None)
+    data = script_data(recording, looking.start(recording))
+    assert len(gzip.compress(json.dumps(data).encode(), 9)) < 200_000
+    packed = data["attention"]["predicting"]
+    steps = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8).reshape(rows.shape)
+    back = steps / packed["steps"] * np.array(packed["top"])[:, None]
+    assert np.abs(back - rows.astype(float)).max() <= 0.51 / packed["steps"] * rows.astype(float).max()
 
 
 def test_what_the_script_gets_is_json_and_small() -> None:

@@ -31,7 +31,9 @@ def script_data(recording: Recording, opens: Start | None, atlas: str = "") -> d
         "atlas": atlas,
     }  # fmt: skip
     if arrays.boxes_P4 is not None:
-        data["boxes"] = [[short(v) for v in box] if np.isfinite(box).all() else None for box in arrays.boxes_P4]
+        data["boxes"] = [
+            [short(round(float(v), 1)) for v in box] if np.isfinite(box).all() else None for box in arrays.boxes_P4
+        ]
     if arrays.maps_LP is not None:
         data["maps"] = _packed(arrays.maps_LP)
     if recording.heatmap is not None and arrays.heatmap_TL is not None:
@@ -40,14 +42,20 @@ def script_data(recording: Recording, opens: Start | None, atlas: str = "") -> d
     return data
 
 
+FINE, COARSE, MANY = 255, 63, 60_000
+"""Steps from nothing to a row's largest value: fewer where there are many values, so that a page stays light."""
+
+
 def _packed(values: np.ndarray) -> dict[str, Any]:
-    """Rows of bytes, each scaled to its own largest value: a 255th is finer than a screen. A row of NaN has no top."""
+    """Rows of bytes, each scaled to its own largest value; even a 63rd of it is hardly seen in an overlay. A row of NaN
+    has no top."""
+    steps = FINE if values.size <= MANY else COARSE
     there = np.isfinite(values).any(1)
     values = np.nan_to_num(values.astype(float))
     top = values.max(axis=1, initial=0)
-    whole = np.rint(255 * np.divide(values, top[:, None], out=np.zeros_like(values), where=top[:, None] > 0))
+    whole = np.rint(steps * np.divide(values, top[:, None], out=np.zeros_like(values), where=top[:, None] > 0))
     tops = [short(value) if seen else None for value, seen in zip(top, there, strict=True)]
-    return {"top": tops, "bytes": base64.b64encode(whole.astype(np.uint8).tobytes()).decode()}
+    return {"top": tops, "steps": steps, "bytes": base64.b64encode(whole.astype(np.uint8).tobytes()).decode()}
 
 
 def short(value: Any) -> float | int:
