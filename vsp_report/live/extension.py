@@ -157,7 +157,7 @@ class Site(Ours, web.StaticFileHandler):
     @web.authenticated
     @authorized("read", "site")
     async def get(self, path: str, include_body: bool = True) -> None:
-        if any(part.startswith(".") for part in path.split("/")):
+        if "\0" in path or any(part.startswith(".") for part in path.split("/")):
             raise web.HTTPError(404)
         recorded = path.startswith(("recordings/", "recording/")) or "/recording/" in path
         if path.endswith(".html") and not recorded:
@@ -260,6 +260,13 @@ class PrivateKernel(ServerKernelManager):
         super().__init__(**{**words, "transport": "tcp" if os.name == "nt" else "ipc"})
 
 
+class Nothing(Ours):
+    """Everything else that Jupyter Server would answer to: metrics, files, further kernels."""
+
+    async def prepare(self) -> None:
+        raise web.HTTPError(404)
+
+
 class LiveKernelSpecs(KernelSpecManager):
     """One kind of kernel: this interpreter, which answers to the panel's comm from the start."""
 
@@ -316,6 +323,7 @@ class Live(ExtensionApp):
             (r"/enter", Enter),
             (r"/live/(kernel|restart)", Kernel),
             (r"/report/(.*)", Site, {"path": self.site, "default_filename": "index.html"}),
+            (r"/(?!api/kernels/[0-9a-f-]+/channels$).*", Nothing),
         ]
 
 
