@@ -63,6 +63,7 @@ ROOMS: dict[str, Licence] = {
     # A survey's pictures are read from a folder, or drawn by SketchWorld; their small copies are made here.
     "study/photographs.py": _may("PIL numpy", ours="errors recording sketchworld"),
     "study/sheets.py": _may("PIL numpy", ours="errors"),
+    "study/survey_words.py": _may("numpy scipy", ours="errors maths model"),
     "study/*": _may("numpy", ours="atlas case errors maths model paths recording"),
     "run/*": _may(
         "dask distributed jupyter_client nbclient nbformat papermill", ours="atlas case errors paths recording"

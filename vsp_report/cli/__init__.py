@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from vsp_report import __version__
-from vsp_report.cli import audit, cases, live, saes, site, world
+from vsp_report.cli import atlas, audit, cases, live, saes, site, world
 from vsp_report.cli.words import COULD_NOT_RUN, INTERRUPTED, Parser, said
 from vsp_report.errors import VspError
 
@@ -52,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vsp-report {__version__}")
     rooms = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (cases, audit, site, live, world, saes):
+    for room in (cases, audit, site, live, world, saes, atlas):
         room.add(rooms)
     return parser

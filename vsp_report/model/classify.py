@@ -113,6 +113,12 @@ class Clip:
         layout = self.family.layouts(Batch(self.model.config, self.pixels, {}, [size], [0]))[0]
         return Picture(pixels, (ImageMap(layout, np.arange(layout.n_outputs)),))
 
+    @torch.no_grad()
+    def likeness(self, images: Sequence[Any], classes: Classes) -> np.ndarray:
+        """(B, C): the cosine of each picture with each class."""
+        pixels_BCHW = torch.cat([self.read(image).pixels_BCHW for image in images])
+        return (self.logits(pixels_BCHW, classes) / self.model.logit_scale.float().exp()).cpu().numpy()
+
     def logits(self, pixels_BCHW: torch.Tensor, classes: Classes) -> torch.Tensor:
         """(B, C): likeness at the model's own temperature. Gradients flow if they are enabled."""
         pooled = self.model.vision_model(pixel_values=pixels_BCHW).pooler_output

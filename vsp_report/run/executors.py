@@ -8,9 +8,12 @@ so they must be on storage that all machines see. A task may come twice, after t
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 from vsp_report.errors import InputError, MissingExtra
@@ -56,6 +59,29 @@ def _leave_kernel(together: threading.Barrier) -> None:
 def here(jobs: int = 1) -> Iterator[Executor]:
     with Here(jobs) as executor:
         yield executor
+
+
+@contextlib.contextmanager
+def processes(jobs: int) -> Iterator[Executor]:
+    """So many processes on this machine, for work that computes in Python itself; its cores are shared out."""
+    each = max(1, (os.cpu_count() or 1) // jobs)
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (each,))
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    executor.shutdown()
+
+
+def _worker(threads: int) -> None:
+    # Read when torch is imported, which comes later.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Ctrl-C reaches the whole group: a worker ends at once and says nothing. What it had not finished is not there.
+    signal.signal(signal.SIGINT, lambda *signalled: os._exit(130))
 
 
 @contextlib.contextmanager

@@ -163,7 +163,7 @@ def plan(asked: Asked, parent: str | Path, on_look: Callable[[int, int], None] =
         "model": vlm.name, "model_sha": identity_of(asked.model, vlm.model), "source": asked.source.plain(),
         "images": asked.source.title, "images_sha": asked.source.identity, "seed": asked.seed,
         "device": asked.device, "device_class": device.kind, "dtype": device.dtype, "asked_dtype": asked.dtype,
-        "references": asked.references, "package_sha": package_sha(ROOMS), "cell_px": CELL_PX if len(asked.source) <= MANY else SMALLER_PX,
+        "references": asked.references, "package_sha": package_sha(ROOMS), "cell_px": (CELL_PX, SMALLER_PX)[len(asked.source) > MANY],
         "shard": asked.shard or _shard_size(len(asked.source)),
         "saes": [{"name": name, "sha": identity_of(name), "tap": str(tap)}
                  for name, tap in zip(asked.saes, taps, strict=True)],
