@@ -31,6 +31,7 @@ CHAIR: dict[str, Any] = {
         "weak-1": [{"latents": {"top": 1, "by": "activation"}, "scale": 2}],
         "weak-2": [{"latents": {"top": 2, "by": "activation"}, "scale": 2}],
         "weak-3": [{"latents": {"top": 3, "by": "activation"}, "set": 0}],
+        "covered": [{"latents": "all", "set": 0, "where": {"thing": "chair"}}],
     },
     "controls": {"draws": 19, "kinds": ["latents"], "prompts": ["What color is the shirt?"]},
     "rephrase": {"turned": "Is the person standing or sitting?"},

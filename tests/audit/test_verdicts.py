@@ -63,14 +63,23 @@ def test_what_is_not_met_says_so_with_the_line(project: Project, verdict: str) -
 
 
 def test_a_rephrasing_and_a_diagnosis_have_their_verdicts(project: Project) -> None:
-    said = project.figure("rephrase.turned.answer")
+    said, found = project.figure("rephrase.turned.answer"), project.figure("diagnosis")
+    other = "none" if found != "none" else "hidden-cue"
     project.case("turned", {"rephrase": {"turned": {"answer": {"lacks": said}}}})
-    project.case("unknown", {"before": {"answer": project.figure("before.answer")}, "diagnosis": "hidden-cue"})
+    project.case("same", {"diagnosis": found})
+    project.case("other", {"before": {"answer": project.figure("before.answer")}, "diagnosis": other})
     run = project.check("--json", "audit.json")
     told = {one["id"]: one["verdict"] for one in json.loads(Path("audit.json").read_text())["cases"]}
-    diagnosed = project.recording().diagnosis
-    assert told == {"turned": "not corrected", "unknown": "error" if diagnosed is None else "not reproduced"}
-    assert run.code == (3 if diagnosed is None else 1)
+    assert told == {"other": "not reproduced", "same": "confirmed", "turned": "not corrected"} and run.code == 1
+
+
+def test_what_was_not_measured_was_not_checked(project: Project) -> None:
+    """A steering of all latents has no matched ones to be compared with."""
+    file = project.case("chair", {"after": {"covered": {"p": {"le": 0.05}}}})
+    run = project.check()
+    assert (run.code, run.last) == (3, "audit: could not run (3): 1 error")
+    assert f"cases/chair.yaml:{line_of(file, 'le:')}: covered: p among controls" in run.out
+    assert "observed not measured" in run.out
 
 
 def test_a_run_that_stopped_is_an_error_and_outranks_what_is_not_met(project: Project) -> None:
@@ -131,7 +140,8 @@ def test_the_seed_changes_controls_and_no_answer(project: Project) -> None:
     for one in recording.repeats:
         same = {name: figure for name, figure in one.figures.items() if not name.endswith((".p", "flips"))}
         assert same == {name: recording.figures()[name] for name in same}
-    assert {*recording.figures()} == {*recording.repeats[0].figures}
+    # What no expectation asks for is not looked for again.
+    assert {*recording.figures()} - {"diagnosis"} == {*recording.repeats[0].figures}
     varying(project)
 
 

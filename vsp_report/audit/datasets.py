@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vsp_report.audit.account import COULD_NOT_RUN, MET, NO_CASES, NOT_MET, SAID
+from vsp_report.audit.rows import Row, beside
 from vsp_report.audit.words import one_line, share
+from vsp_report.case import Case
 from vsp_report.errors import InputError
 from vsp_report.recording import Answered, Recording, load_recording
 from vsp_report.recording.plain import from_plain, schema_of, to_plain
@@ -104,7 +106,8 @@ def wilson(count: int, of: int) -> Share:
     p, z2 = count / of, _Z**2
     middle = (p + z2 / (2 * of)) / (1 + z2 / of)
     half = _Z / (1 + z2 / of) * (p * (1 - p) / of + z2 / (4 * of**2)) ** 0.5
-    return Share(count, of, p, max(0.0, middle - half), min(1.0, middle + half))
+    low, high = 0.0 if count == 0 else middle - half, 1.0 if count == of else middle + half
+    return Share(count, of, p, low, high)
 
 
 # --- one row -----------------------------------------------------------------------------------------------------
@@ -141,8 +144,13 @@ def _contains(text: str, words: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
 
 
-def judge_row(row: Any, folder: Path) -> RowJudged:
-    """A row with its recording; `row` is a `rows.Row`."""
+def _question(case: Case) -> dict[str, Any]:
+    """What was asked, whether or not it was looked for why the answer is wrong."""
+    return {name: value for name, value in case.computed().items() if name != "diagnose"}
+
+
+def judge_row(row: Row, folder: Path) -> RowJudged:
+    """A row with its recording."""
     case, contrast = row.case, row.case.contrast
     known = {
         "id": row.id, "line": row.line, "pair": row.pair, "question": case.prompt, "right": contrast.right,
@@ -152,6 +160,9 @@ def judge_row(row: Any, folder: Path) -> RowJudged:
         recording = load_recording(folder, arrays=False)
     except InputError as error:
         return RowJudged(**known, says="error", fault=one_line(str(error), 400))
+    if _question(recording.asked()) != _question(beside(row)[0]):
+        fault = "its recording is of another question; run it without --from-recordings"
+        return RowJudged(**known, says="error", fault=fault)
     if recording.status != "ok" or recording.clean is None:
         fault = recording.stop.message if recording.stop else "the model gave no answer"
         return RowJudged(**known, says="error", fault=one_line(fault, 400))
@@ -166,7 +177,7 @@ def _picture(recording: Recording) -> str:
     return recording.image.file if recording.image else ""
 
 
-def _image_words(row: Any) -> str:
+def _image_words(row: Row) -> str:
     if row.image is not None:
         return row.case.image.file
     scene = getattr(row.case.image, "scene", None)

@@ -59,6 +59,8 @@ class Asked:
     sae: str
     seed: int = 0
     max_new_tokens: int = 64
+    diagnose: bool = True
+    """whether the failure mode of a wrong answer is looked for"""
 
 
 def read_rows(file: Path, asked: Asked) -> Iterator[Row | CaseError]:
@@ -170,6 +172,7 @@ def _row(file: Path, number: int, line: int, data: dict[str, Any], asked: Asked)
             "seed": asked.seed,
             "decoding": {"max_new_tokens": asked.max_new_tokens},
             "controls": {"draws": 0},
+            "diagnose": asked.diagnose,
             **({"failure": failure} if failure else {}),
             **({"tags": tags} if tags else {}),
         },
@@ -228,6 +231,7 @@ def _scene(place: str, words: str) -> dict[str, Any]:
     return {"scene": {**dict(zip(names, parts, strict=False)), "seed": int(parts[-1])}}
 
 
-def beside(row: Row, file: str) -> Case:
-    """The row's case with its picture under another name, as it lies beside the case file that is run."""
-    return replace(row.case, image=ImageFile(file)) if row.image is not None else row.case
+def beside(row: Row) -> tuple[Case, str]:
+    """The row's case as it is run, and the name of its picture beside the case file; empty where it has none."""
+    name = f"{row.id}{row.image.suffix.lower()}" if row.image is not None else ""
+    return (replace(row.case, image=ImageFile(name)) if name else row.case), name

@@ -20,7 +20,6 @@ from vsp_report.errors import CaseError, InputError
 
 PORTION = 64
 """So many rows are planned and run before the next are read."""
-_NOTEBOOK = "row.ipynb"
 
 
 def audit_dataset(args: argparse.Namespace) -> int:
@@ -32,7 +31,7 @@ def audit_dataset(args: argparse.Namespace) -> int:
         raise InputError("--name", f"is {name!r}", "Use small letters, digits and hyphens.")
     if not (args.model and args.sae):
         raise InputError("--dataset", "needs a model and an autoencoder", "Name them with --model and --sae.")
-    asked = rows.Asked(args.model, args.sae)
+    asked = rows.Asked(args.model, args.sae, diagnose=args.diagnosis)
     broken = []
     for row in rows.read_rows(file, asked):  # all of it once, so that a fault is said before the long part
         if isinstance(row, CaseError):
@@ -116,26 +115,17 @@ def _run_portion(args: argparse.Namespace, portion: Sequence[Any], recordings: P
     try:
         cases = []
         for row in portion:
-            beside = f"{row.id}{row.image.suffix.lower()}" if row.image is not None else ""
-            if row.image is not None:
-                shutil.copyfile(row.image, place / beside)
+            case, picture = rows.beside(row)
+            if picture:
+                shutil.copyfile(row.image, place / picture)
             file = place / f"{row.id}.yaml"
-            file.write_text(json.dumps(rows.beside(row, beside).resolved()), encoding="utf-8")  # JSON is YAML
+            file.write_text(json.dumps(case.resolved()), encoding="utf-8")  # JSON is YAML
             cases.append(load_case(file))
         device = None if args.device == "auto" else args.device
-        notebook = _notebook(work, args.diagnosis)
+        notebook = paths.templates_dir() / "notebooks" / "row.ipynb"
         run(cases, batch.Wanted(recordings, notebook=notebook, force=args.force, device=device, seconds=args.timeout))
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _notebook(work: Path, diagnosed: bool) -> Path:
-    source = paths.templates_dir() / "notebooks" / _NOTEBOOK
-    if diagnosed:
-        return source
-    place = work / _NOTEBOOK
-    place.write_text(source.read_text(encoding="utf-8").replace("diagnosed = True", "diagnosed = False"), "utf-8")
-    return place
 
 
 def _table(dataset: Any) -> Iterator[str]:

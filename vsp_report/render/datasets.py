@@ -61,10 +61,10 @@ def sources(site: Path) -> list[list[str]]:
 
 def dataset_page(file: Path) -> DatasetPage:
     dataset = load_dataset(file)
-    rights: dict[str, list[bool]] = {}
+    rights: dict[str, list[bool | None]] = {}
     for row in dataset.rows:
         if row.pair:
-            rights.setdefault(row.pair, []).append(row.says == "right")
+            rights.setdefault(row.pair, []).append(None if row.says == "error" else row.says == "right")
     lines = tuple(_line(row, rights, file.parent) for row in dataset.rows[:SHOWN])
     values = {
         "says": [(line.row.says, line.row.says) for line in lines],
@@ -91,7 +91,7 @@ def _groups(row: RowJudged) -> list[str]:
     return [group for group in (row.failure, *row.tags) if group]
 
 
-def _line(row: RowJudged, rights: dict[str, list[bool]], folder: Path) -> Line:
+def _line(row: RowJudged, rights: dict[str, list[bool | None]], folder: Path) -> Line:
     found = rights.get(row.pair, [])
     small = f"{RECORDINGS}/{row.id}/{row.picture}" if row.picture else ""
     explained = row.says in ("wrong", "neither")
@@ -100,7 +100,7 @@ def _line(row: RowJudged, rights: dict[str, list[bool]], folder: Path) -> Line:
         small if small and (folder / small).is_file() else "",
         (mode_name(row.mode) if row.mode else UNDIAGNOSED) if explained else "",
         "–" if row.margin is None else number(row.margin, 2, signed=True),
-        ("both" if all(found) else "one" if any(found) else "none") if len(found) > 1 else "",
+        ("both" if all(found) else "one" if any(found) else "none") if len(found) > 1 and None not in found else "",
     )
 
 

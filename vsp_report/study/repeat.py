@@ -32,7 +32,8 @@ def repeat(inquiry: Inquiry) -> tuple[Repeated, ...]:
 
 
 def _again(inquiry: Inquiry, seed: int) -> dict[str, float | str | None]:
-    again = replace(inquiry, case=replace(inquiry.case, seed=seed), heat=None, resolved={}, steered=(), repeats=())
+    again = replace(inquiry, case=replace(inquiry.case, seed=seed), heat=None, resolved={}, steered=(), repeats=(),
+                    minimal=None, diagnosis=None)  # fmt: skip
     seed_everything(seed)
     diagnosed = (evidence.diagnose,) if inquiry.case.expect.diagnosis else ()
     for one in (evidence.cluster, evidence.steer_all, *diagnosed):

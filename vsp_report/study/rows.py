@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vsp_report.recording import Answered, Arrays, Diagnosis, Picture, save_recording
+from vsp_report.study import evidence
+from vsp_report.study.diagnose import verdict
 from vsp_report.study.inquiry import Inquiry, step
 
 PICTURE_PX = 160
@@ -31,16 +33,13 @@ def answer(inquiry: Inquiry) -> Answered:
 
 
 @step("diagnose")
-def explain(inquiry: Inquiry, wanted: bool = True) -> Diagnosis | None:
-    """None where it is not wanted, or where the right answer is given."""
-    from vsp_report.study.diagnose import diagnose, verdict
-
+def explain(inquiry: Inquiry) -> Diagnosis | None:
+    """None where the case asks for none, or where the right answer is given."""
     contrast = inquiry.case.contrast
-    if not wanted or verdict(inquiry.clean, contrast.right, contrast.wrong) == "right":
+    if not inquiry.case.diagnose or verdict(inquiry.clean.text, contrast, inquiry.clean.margin) == "right":
         return None
     inquiry.looked = inquiry.subject.look()
-    inquiry.diagnosis = diagnose(inquiry.subject, inquiry.ranks, inquiry.clean, (), inquiry.case.seed)
-    return inquiry.diagnosis
+    return evidence.diagnose(inquiry)
 
 
 @step("save")
@@ -52,6 +51,5 @@ def save(inquiry: Inquiry) -> Path:
     small.save(buffer, "WEBP", quality=82, method=4)
     name = "images/small.webp"
     picture = Picture(name, *small.size, inquiry.case.title)
-    found = getattr(inquiry, "diagnosis", None)
-    recording = replace(inquiry.recording(), diagnosis=found, arrays=Arrays(), image=picture)
+    recording = replace(inquiry.recording(), arrays=Arrays(), image=picture)
     return save_recording(inquiry.folder, recording, {name: buffer.getvalue()})
