@@ -12,11 +12,12 @@ how much they do to the model; each line of the evidence is one of them:
     ablate and amplify    where ablation did not: does it, together with amplifying what supports the right answer?
     rivals                can the right answer be had more easily than answers that nobody claims?
 
-A search *brings* the right answer if the model says it, and if the margin moves further than by each of 19 sets of
-matched latents, and by each of 19 choices made in the same way among a random half of all other active latents: a
-search takes the best of many, and so must its control. The right answer is *ahead* if none of 19 rivals, the likeliest
-other things that could be said in its place, can be had as easily by amplifying what pulls towards it. Each of these
-is p <= 0.05. It is one of a *crowd* if so many rivals are easier that it says nothing that it can be forced.
+A search *brings* the right answer if the model says it, if the margin moves further than by each of 19 sets of matched
+latents (p <= 0.05), and if at most one of 19 searches as hard, in SAEs that were never trained, takes the right answer
+as far against all else (p <= 0.1): a search takes the best of many, and so must its control. The right answer is
+*ahead* if at most one of 19 rivals, the likeliest other things that could be said in its place, can be had as easily by
+amplifying what pulls towards it (p <= 0.1). It is *one of many* if it is not ahead, and either four rivals can be had
+as easily or one has odds that are better by a factor of twenty: then it says nothing that it can be forced.
 
 The rule:
 
@@ -28,7 +29,7 @@ The rule:
                           description has the wrong answer's own words because of these latents, and no others: two
                           things are seen, and one is spoken of. Or it has no words because of them, or there is no
                           description, and amplification was needed
-    perception missing    no search has the model say the right answer, and it is not ahead; or it is one of a crowd
+    perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many
     undetermined          everything else: neither answer of the contrast is given, tests speak against each other,
                           something is not beyond its controls, or a test that the rule asks for cannot be made
 
@@ -56,6 +57,9 @@ from vsp_report.study.search import Edits, Outcome, Reach, Search, strongest
 from vsp_report.study.subjects import Asking, Subject
 
 LEVEL = 0.05
+"""Against controls drawn by chance: further than each of 19."""
+SEARCHED = 0.1
+"""Against controls that search: among the first two of twenty."""
 FEW = 16
 """More latents than this are not few."""
 MOST_MINIMAL = 64
@@ -63,8 +67,9 @@ ROUNDS = 3
 """After so many rounds more, a search that has not brought the right answer gives up."""
 SUPPORTERS = 8
 """So many latents that support a rephrased answer are taken away, to see whether it rests on them."""
-CROWD = 4
-"""So many rivals, each had as easily as the right answer, are a crowd."""
+MANY = 4
+BETTER = 3.0
+"""In log-odds: a factor of twenty."""
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -126,16 +131,13 @@ class Tested(NamedTuple):
     right: bool
     """whether the right answer is said"""
     matched_p: float | None = None
+    """of the change among matched latents"""
     hard_p: float | None = None
-
-    @property
-    def p(self) -> float | None:
-        """The larger of the two, for both have to be beaten; None unless both could be drawn."""
-        return None if self.matched_p is None or self.hard_p is None else max(self.matched_p, self.hard_p)
+    """of how far the right answer is had, among searches as hard"""
 
     @property
     def brings(self) -> bool:
-        return self.right and self.p is not None and self.p <= LEVEL
+        return self.right and self.matched_p is not None and self.matched_p <= LEVEL and self.hard_p <= SEARCHED
 
 
 @dataclass(eq=False)
@@ -201,12 +203,14 @@ def rule(
 ) -> str:
     """The rule for a wrong answer that no rephrasing corrects. `described`: whether there are latents and a model that
     describes, so that words should have been found."""
-    ahead = reach is not None and reach.p <= LEVEL
+    ahead = reach is not None and reach.p <= SEARCHED
     said = any(one is not None and one.right for one in (ablation, both))
     by_ablation = ablation is not None and ablation.brings
     by_both = both is not None and both.brings
-    if reach is not None and (reach.easier >= CROWD or not (said or ahead)):
-        return "perception-missing"
+    if reach is not None and not ahead:
+        best = reach.rivals[0][1]
+        if not said or reach.easier >= MANY or best - reach.right >= BETTER:
+            return "perception-missing"
     if words is None:
         return "hidden-cue" if by_both and ahead and not described else "undetermined"
     if words.itself:
@@ -279,16 +283,12 @@ def _tested(seen: Examination, search: Search, test: str, what: str, outcome: Ou
     if verdict(outcome.text, seen.contrast) != "right":  # nothing is claimed, and nothing need be compared
         seen.note(test, f"{what}: “{outcome.text}”", False, outcome.change)
         return Tested(outcome, False)
-    matched, hard = search.matched(outcome.edits), search.as_hard(outcome.edits)
-    changes_N = search.changes([*matched, *hard])
-    among = {
-        "matched latents": permutation_p(outcome.change, changes_N[: len(matched)]),
-        "choices as hard": permutation_p(outcome.change, changes_N[len(matched) :]),
-    }
-    tested = Tested(outcome, True, *among.values())
-    beside = ", ".join(f"p {p:.2g} among {of}" for of, p in among.items() if p is not None) or "nothing to compare with"
-    holds = None if tested.p is None else tested.brings
-    seen.note(test, f"{what}: “{outcome.text}”; {beside}", holds, outcome.change, tested.p)
+    reached, others_N = search.as_hard(outcome.edits)
+    hard_p = float((1 + (others_N >= reached).sum()) / (1 + len(others_N)))
+    tested = Tested(outcome, True, permutation_p(outcome.change, search.changes(search.matched(outcome.edits))), hard_p)
+    beside = f"p {hard_p:.2g} among searches as hard"
+    holds = None if tested.matched_p is None else tested.brings
+    seen.note(test, f"{what}: “{outcome.text}”; {beside}", holds, outcome.change, tested.matched_p)
     return tested
 
 
@@ -312,5 +312,5 @@ def _rivals(seen: Examination, search: Search, edits: Edits) -> Reach | None:
     (first, odds), among = reach.rivals[0], _counted(len(reach.rivals), "rival")
     had = f"the right answer can be had to log-odds {reach.right:.1f}, “{first}” to {odds:.1f}"
     finding = f"{had}; {reach.easier or 'none'} of {among} as easily"
-    seen.note("rivals", finding, reach.p <= LEVEL, None, reach.p)
+    seen.note("rivals", finding, reach.p <= SEARCHED, None, reach.p)
     return reach

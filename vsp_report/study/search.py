@@ -9,7 +9,8 @@
 A search takes the best of many, so what it finds has to be compared with more than random latents:
 
     matched     as many other latents, as active and as widespread, the same done to them
-    as_hard     the same choice made among others: the best of a random half of all other active latents
+    as_hard     the same search in SAEs that were never trained: the best of all their latents. If those of the trained
+                one were as good as any directions, their search would be one among these
     reach       the same for answers that nobody claims: the likeliest others where right and wrong part
 
 Each search counts what it costs in model runs: one for each state of the tap that is carried to an answer, one more
@@ -20,15 +21,16 @@ Axes: N steerings, L latents, V whatever may be said, C of these those chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vsp_report.maths.edits import Edit, Steering
 from vsp_report.maths.effects import matched_sets
 from vsp_report.model.bench import Bench
+from vsp_report.model.sae import Sae
 from vsp_report.recording import Answered
 from vsp_report.study.resolve import Rankings
 from vsp_report.study.subjects import Subject
@@ -209,18 +211,30 @@ class Search:
             parts.append(sets or ((),) * draws)
         return [Edits(*chosen) for chosen in zip(*parts, strict=True)]
 
-    def as_hard(self, edits: Edits, draws: int = DRAWS) -> list[Edits]:
-        """The same choice by attribution, as many of each kind, among a random half of the other active latents."""
-        _, effects_L = self.support()
-        away_L = (-1.0 if self.margin > 0 else 1.0) * effects_L
-        others = np.setdiff1d(np.flatnonzero(self.ranks.mass_L > 0), edits.latents)
-        generator, found = np.random.default_rng(self.seed), []
-        for _ in range(draws):
-            half_L = np.zeros_like(away_L)
-            half = generator.permutation(others)[: len(others) // 2]
-            half_L[half] = away_L[half]
-            found.append(Edits(strongest(half_L, len(edits.ablated)), strongest(-half_L, len(edits.amplified))))
-        return [one for one in found if one.latents]
+    def as_hard(self, edits: Edits, draws: int = DRAWS) -> tuple[float, np.ndarray]:
+        """How far these edits take the right answer against all else, and (N,) how far the same search takes it with
+        latents of SAEs that were never trained: as many of each kind, the best of all that are active there.
+
+        Against all else, because a question that has many answers is easily driven from one to any other. Where the
+        right answer and the wrong one do not part, it is how far the margin moves.
+        """
+        bench, seen = self.bench, self.bench.attribution()
+        sign = -1.0 if self.margin > 0 else 1.0
+
+        def changed() -> Iterator[Any]:
+            yield bench.change(edits.steering("searched"))
+            for n in range(draws):
+                sae = Sae.untrained(self.seed + n, like=self.subject.sae)
+                away_L = sign * replace(seen, sae=sae).effects().double().cpu().numpy()
+                theirs = Edits(strongest(away_L, len(edits.ablated)), strongest(-away_L, len(edits.amplified)))
+                yield bench.change(theirs.steering(str(n)), sae)
+
+        self.runs += 3 + draws
+        if self.splits:
+            mine, *others = (_odds(likely_V[bench.parting[0]]) for likely_V in bench.likely(changed()))
+        else:
+            mine, *others = bench.shifts(changed())
+        return float(mine), np.array(others)
 
     def reach(self, edits: Edits, rivals: int = RIVALS) -> Reach | None:
         """With these edits in place, how far the right answer can be had, by amplifying what pulls towards it or
