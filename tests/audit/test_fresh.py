@@ -1,0 +1,108 @@
+"""Fresh: audits that run what they check, in a kernel; a broken model; the bundled cases; the action of a workflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.audit.conftest import CHAIR, Project
+from tests.audit.test_verdicts import holds
+from vsp_report import paths
+from vsp_report.case import load_cases
+
+
+def broken_model(folder: Path) -> Path:
+    """The bundled model with noise on every weight of its language model, as large as the weights."""
+    shutil.copytree(paths.bundled("sketchworld"), folder)
+    torch.manual_seed(0)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.startswith("language_model") and tensor.ndim > 1:
+            tensors[name] = tensor + (tensor.float().std() * torch.randn(tensor.shape)).to(tensor.dtype)
+    file.chmod(0o644)
+    save_file(tensors, file, {"format": "pt"})
+    return folder
+
+
+def test_a_run_confirms_and_a_broken_model_does_not(project: Project) -> None:
+    """The same claims of the same picture, measured now: of the bundled model, and of one whose weights are noise."""
+    claims = {"before": holds(project)["before"], "after": holds(project)["after"],
+              "baseline": {"before.margin": {"abs": 0.01}}}  # fmt: skip
+    short = {name: value for name, value in CHAIR.items() if name != "rephrase"}
+    short |= {"steer": {"ten": CHAIR["steer"]["ten"]}, "controls": {"draws": 0}, "diagnose": False, "expect": claims}
+    project.write("fresh", short)
+    project.write("broken", short | {"model": str(broken_model(project.folder / "broken"))})
+    run = project.audit("--only", "fresh", "--update")
+    assert (run.code, run.last) == (0, "audit: met (0): 1 confirmed")
+    assert "baseline: fresh: before.margin: none -> " in run.out
+    run = project.audit("--json", "audit.json", "--fail-on", "unstable")
+    told = {one["id"]: one for one in json.loads(Path("audit.json").read_text())["cases"]}
+    assert (run.code, told["broken"]["verdict"]) == (1, "not reproduced"), run.out
+    assert run.last == "audit: not met (1): 1 not reproduced, 1 confirmed"
+    assert told["fresh"]["was"] == "confirmed" and told["broken"]["baseline"] == "missing"
+    assert told["broken"]["figures"]["before.margin"] != told["fresh"]["figures"]["before.margin"]
+    assert "cases/broken.yaml:" in run.out
+    # Once it is known what the broken model says, its own margin is a drift from the one that was claimed.
+    shutil.copy("cases/baselines/fresh.json", "cases/baselines/broken.json")
+    moved = short | {"model": str(project.folder / "broken")}
+    moved["expect"] = {"baseline": claims["baseline"]}
+    project.write("broken", moved)
+    data = json.loads(Path("cases/baselines/broken.json").read_text())
+    from vsp_report.audit.baselines import question_of
+
+    (case,) = load_cases(["cases/broken.yaml"])
+    Path("cases/baselines/broken.json").write_text(json.dumps(data | {"question": question_of(case)}))
+    run = project.audit("broken")
+    assert (run.code, run.last) == (1, "audit: not met (1): 1 drifted")
+
+
+def test_the_bundled_audit_is_met_by_what_is_committed(project: Project, root: Path) -> None:
+    run = project.check(str(root / "cases"), "--recordings", str(root / "site" / "recordings"), "--no-history")
+    assert run.code == 0, run.out
+    assert run.last.startswith("audit: met (0): ")
+
+
+def test_the_action_ends_as_the_audit_does(project: Project, root: Path) -> None:
+    """The script of action.yml, as a runner would run it."""
+    action = yaml.safe_load((root / "action.yml").read_text())
+    (step,) = [one for one in action["runs"]["steps"] if one.get("id") == "audit"]
+    assert "${{" not in step["run"]  # no input is ever read as code
+    project.case("met", holds(project))
+    project.case("unmet", {"before": {"answer": {"lacks": project.figure("before.answer")}}})
+    (project.folder / "site" / "recordings" / "met" / "notebook.ipynb").unlink(missing_ok=True)
+    folder = project.folder / "runner"
+    folder.mkdir()
+    fake = project.folder / "bin"
+    fake.mkdir()
+    # `build` is tested elsewhere; here the audit alone is real.
+    (fake / "vsp-report").write_text(f'#!/bin/sh\n[ "$1" = build ] || exec "{sys.executable}" -m vsp_report "$@"\n')
+    (fake / "vsp-report").chmod(0o755)
+    given = {name.upper().replace("-", "_"): str(one["default"]) for name, one in action["inputs"].items()}
+    given |= {"FROM_RECORDINGS": "true", "RUNNER_TEMP": str(folder), "GITHUB_OUTPUT": str(folder / "output"),
+              "PATH": f"{fake}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(root)}  # fmt: skip
+    for only, code, said in (("met", 0, "audit: met (0): 1 confirmed"),
+                             ("unmet", 1, "audit: not met (1): 1 not reproduced"),
+                             ("*", 1, "audit: not met (1): 1 not reproduced, 1 confirmed")):  # fmt: skip
+        words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        env = {**os.environ, **given, "ONLY": only}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        told = dict(line.split("=", 1) for line in (folder / "output").read_text().splitlines())
+        assert (told["code"], told["said"]) == (str(code), said)
+        assert all((Path(told["reports"]) / name).is_file() for name in ("audit.xml", "audit.sarif", "audit.json"))
+
+
+def test_inputs_of_the_action_are_all_used(root: Path) -> None:
+    action = yaml.safe_load((root / "action.yml").read_text())
+    text = (root / "action.yml").read_text()
+    assert all(f"${{{{ inputs.{name} }}}}" in text for name in action["inputs"])
+    assert set(action["outputs"]) == {"code", "said", "site", "reports"}
