@@ -36,10 +36,11 @@ from vsp_report.atlas.parts import (
     Sheets,
     Spot,
 )
-from vsp_report.atlas.shelf import ATLASES, find_atlas, slug_of
+from vsp_report.atlas.shelf import ATLASES, find_atlas, shelf_sha, slug_of
 
 __all__ = [
     "ABSENT", "ARRAYS", "ATLAS", "ATLASES", "SCHEMA", "Arrays", "Atlas", "Cluster", "Concept", "Label", "Labelling",
     "LatentFacts", "Measure", "Neighbour", "Provenance", "Reference", "Sheets", "Spot", "atlas_sha", "atlases_in",
-    "find_atlas", "load_atlas", "save_atlas", "save_sheets", "sheet_sha", "slug_of",
+    "find_atlas", "load_atlas", "save_atlas", "save_sheets", "sheet_sha", "shelf_sha",
+    "slug_of",
 ]  # fmt: skip

@@ -65,10 +65,13 @@ def run_key(
     package_sha: str,
     versions: Mapping[str, str],
     device_class: str,
+    atlas_sha: str = "",
 ) -> str:
-    """What must run again has another key than its recording's provenance."""
+    """What must run again has another key than its recording's provenance. `atlas_sha`: of what is known of the
+    latents, which names them; empty where nothing is."""
     return sha_of(
-        {
+        ({"atlas": atlas_sha} if atlas_sha else {})
+        | {
             "schema": SCHEMA,
             "case": case.computed(),
             "image": image_sha,

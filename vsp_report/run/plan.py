@@ -1,9 +1,9 @@
 """Plan: which cases need running, and in what order. Reads files and hashes; starts nothing, imports no torch.
 
 A case needs running when its recording is missing, unreadable or of a failed run, or was made from something else:
-the content hash `Provenance.run_key` covers the case, its picture, the model's and the autoencoder's files, the
-notebook's code, this package's source, the versions of what computes, and the kind of device. A new title or
-expectation runs nothing: the recording is given the case's present words.
+the content hash `Provenance.run_key` covers the case, its picture, the model's and the autoencoder's files, what an
+atlas says of its latents, the notebook's code, this package's source, the versions of what computes, and the kind of
+device. A new title or expectation runs nothing: the recording is given the case's present words.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vsp_report import __version__, paths
+from vsp_report.atlas import ATLASES, shelf_sha
 from vsp_report.case import Case
 from vsp_report.errors import InputError
 from vsp_report.recording import (
@@ -106,9 +107,11 @@ def _gpu() -> str:
 
 
 def foresee(
-    case: Case, surroundings: Surroundings, *, notebook_sha: str, device: str | None = None, shown: str = ""
-) -> Provenance:
-    """What is known of a recording before it is made. `shown`: the case's file, as a command names it."""
+    case: Case, surroundings: Surroundings, *, notebook_sha: str, device: str | None = None, shown: str = "",
+    site: Path | None = None,
+) -> Provenance:  # fmt: skip
+    """What is known of a recording before it is made. `shown`: the case's file, as a command names it; `site`: where it
+    will be, whose atlases name its latents."""
     image = case.image_path
     known = Provenance(
         case_sha=sha_of(case.resolved()),
@@ -125,6 +128,8 @@ def foresee(
         seed=case.seed,
         command=" ".join(["vsp-report run", shown or case.id, "--force", *([f"--device {device}"] if device else [])]),
     )
+    told = {"model": (case.model, known.model_sha), "sae": (case.sae, known.sae_sha)}
+    known_latents = "" if site is None else shelf_sha(site / ATLASES, **told)
     key = run_key(
         case,
         image_sha=known.image_sha,
@@ -134,6 +139,7 @@ def foresee(
         package_sha=known.package_sha,
         versions=known.versions,
         device_class=known.device_class,
+        atlas_sha=known_latents,
     )
     return replace(known, run_key=key)
 
@@ -218,7 +224,8 @@ FAILED = "its last run failed"
 def _step(
     case: Case, folder: Path, surroundings: Surroundings, *, notebook_sha: str, force: bool, device: str | None
 ) -> Step:
-    foreseen = foresee(case, surroundings, notebook_sha=notebook_sha, device=device, shown=shown_path(case))
+    foreseen = foresee(case, surroundings, notebook_sha=notebook_sha, device=device, shown=shown_path(case),
+                       site=folder.parent.parent)  # fmt: skip
     existing = _existing(folder)
     there = recording_sha(folder) if existing is not None else ""
     same_question = existing is not None and existing.asked().computed() == case.computed()

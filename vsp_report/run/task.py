@@ -170,7 +170,7 @@ def _publish(task: Task, recording: Recording, files: dict[str, bytes | Path], s
         # They were fetched by the run itself: only now is it known what they are.
         case = replace(make_case(task.case, task.id, task.shown), path=Path(task.case_path))
         foreseen = foresee(case, task.surroundings, notebook_sha=foreseen.notebook_sha, device=task.device,
-                           shown=task.shown)  # fmt: skip
+                           shown=task.shown, site=Path(task.folder).parent.parent)  # fmt: skip
     told, mine = recording.provenance, ("run_key", "notebook_sha", "package_sha", "command")
     filled = {name: getattr(foreseen, name) for name in vars(foreseen) if name in mine or not getattr(told, name)}
     filled |= {"seconds": round(time.monotonic() - started, 3),

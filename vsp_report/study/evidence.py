@@ -52,6 +52,7 @@ from vsp_report.study.diagnose import minimal_set
 from vsp_report.study.inquiry import Heat, Inquiry, step
 from vsp_report.study.pictures import load_picture
 from vsp_report.study.resolve import Rankings, Resolved, edit_made, find
+from vsp_report.study.shelved import atlas_for, noisy_in
 from vsp_report.study.subjects import Asking, load_subject
 
 MEASURED = 24
@@ -80,6 +81,8 @@ def _load(inquiry: Inquiry, device: str | None) -> None:
     case = inquiry.case if device is None else replace(inquiry.case, device=device)
     inquiry.seen = load_picture(case)
     inquiry.subject, inquiry.model, inquiry.sae = load_subject(case, inquiry.seen.image)
+    inquiry.atlas = atlas_for(inquiry.folder, model_sha=inquiry.model.sha, sae_sha=inquiry.sae.sha,
+                              tap=inquiry.subject.tap)  # fmt: skip
     if "gpu" in case.needs and inquiry.subject.model.device.type == "cpu":
         raise CaseError(inquiry.place("needs"), "asks for a GPU, and there is none", "Run it where there is one.")
     seed_everything(case.seed)
@@ -104,8 +107,8 @@ def look(inquiry: Inquiry) -> Answered:
 def cluster(inquiry: Inquiry) -> Heat | None:
     """The token-latent heatmap with its four groupings, that of the case first; None where no token attends.
 
-    A latent is noise here if it is among the share that is active on most of the picture's patches; what is common in
-    other pictures, an atlas has to say.
+    A latent is noise if it is among the share that is most often active, or most strongly, in all pictures of the
+    atlas; without one, among the share that is active on most of this picture's patches.
     """
     ranks, wanted = inquiry.ranks, inquiry.case.heatmap
     attention_TP = inquiry.looked.predicting_TP
@@ -115,7 +118,10 @@ def cluster(inquiry: Inquiry) -> Heat | None:
     if not rows or not len(active):
         return None
     values_TL = np.asarray((ranks.latents_PL[:, active].T @ attention_TP[list(rows)].T).T)
-    noisy_L = maps.noisy(ranks.frequency_L[active], share=wanted.noise_filter)
+    if inquiry.atlas is None:
+        noisy_L = maps.noisy(ranks.frequency_L[active], share=wanted.noise_filter)
+    else:
+        noisy_L = noisy_in(inquiry.atlas, wanted.noise_filter)[active]
     columns = maps.chosen(values_TL, wanted.top, noisy_L)
     shown_TL = maps.normalised(values_TL[:, columns], wanted.normalize)
     words = [ranks.tokens[t].text.strip() for t in rows]

@@ -24,6 +24,7 @@ import numpy as np
 
 import vsp_report
 from vsp_report import paths
+from vsp_report.atlas import Atlas
 from vsp_report.case import Case
 from vsp_report.errors import VspError
 from vsp_report.model.attribution import Attribution as Gradients
@@ -43,6 +44,7 @@ from vsp_report.recording import (
     MinimalSet,
     Provenance,
     Recording,
+    Reference,
     Repeated,
     Rephrased,
     Steered,
@@ -89,6 +91,8 @@ class Inquiry:
     subject: Subject | None = None
     model: Loaded | None = None
     sae: Loaded | None = None
+    atlas: Atlas | None = None
+    """of this model and this SAE, if the site has one"""
     looked: Looked | None = None
     clean: Answered | None = None
     reconstructed: Answered | None = None
@@ -113,7 +117,8 @@ class Inquiry:
         looked = self.looked
         answered_T = np.array([one.kind == "answer" for one in looked.tokens], bool)[:, None]
         attention_TP = np.where(answered_T, looked.predicting_TP, looked.own_TP)
-        return Rankings(looked.latents_PL, looked.tokens, attention_TP, self.effects_L, self.clusters)
+        labels = self.atlas and self.atlas.by_label
+        return Rankings(looked.latents_PL, looked.tokens, attention_TP, self.effects_L, self.clusters, labels)
 
     @property
     def clusters(self) -> dict[int, tuple[int, ...]]:
@@ -209,7 +214,12 @@ def _shown(inquiry: Inquiry) -> tuple[int, ...]:
 def _latent(inquiry: Inquiry, number: int) -> Latent:
     column_P = inquiry.looked.latents_PL[:, [number]].toarray()[:, 0]
     noisy = inquiry.heat is not None and number in inquiry.heat.noisy
-    return Latent(number, strongest=float(column_P.max(initial=0)), total=float(column_P.sum()), noisy=noisy)
+    known = inquiry.atlas and inquiry.atlas.facts(number)
+    told = {} if known is None else {
+        "label": known.label.word if known.label else "", "frequency": known.frequency, "mean_activation": known.mean,
+        "references": tuple(Reference(one.name, one.strength) for one in known.references),
+    }  # fmt: skip
+    return Latent(number, strongest=float(column_P.max(initial=0)), total=float(column_P.sum()), noisy=noisy, **told)
 
 
 def _heatmap(inquiry: Inquiry, shown: tuple[int, ...]) -> Heatmap:

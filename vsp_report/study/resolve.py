@@ -19,6 +19,7 @@ import numpy as np
 
 from vsp_report import case as asked
 from vsp_report.case import AllLatents, ByCluster, ByLabel, ByNumber, ByRank
+from vsp_report.case.kinds import nearest
 from vsp_report.errors import SteeringError
 from vsp_report.maths.edits import ALL, Edit, Region, Steering
 from vsp_report.maths.grids import Weights
@@ -112,11 +113,11 @@ def find(named: asked.Latents, ranks: Rankings, inside_P: np.ndarray | None, pla
 
 def _labelled(ranks: Rankings, label: str, top: int, place: str, left_out: Sequence[int]) -> tuple[int, ...]:
     if ranks.labels is None:
-        remedy = "Make an atlas, or name them by number, cluster, or {top: 10, by: attribution}."
+        remedy = "Make one (`vsp-report atlas`), or name them by number, cluster, or {top: 10, by: attribution}."
         raise SteeringError(place, f"names latents by the label {label!r}, and this SAE has no atlas", remedy)
     if label not in ranks.labels:
-        known = ", ".join(sorted(ranks.labels)[:30])
-        raise SteeringError(place, f"is the label {label!r}, which the atlas has not", f"It has: {known}.")
+        remedy = nearest(label, sorted(ranks.labels))
+        raise SteeringError(place, f"is the label {label!r}, which no latent of the atlas bears well enough", remedy)
     active = [k for k in ranks.labels[label] if ranks.mass_L[k] > 0 and k not in left_out]
     if not active:
         fault = f"no latent with the label {label!r} is active in this picture"

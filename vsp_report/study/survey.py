@@ -19,66 +19,30 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vsp_report import paths
-from vsp_report.errors import CheckpointError, ImageError, InputError, VspError
-from vsp_report.maths import projection
-from vsp_report.maths.tallies import Frame, Tally, Truth, unit_for
+from vsp_report.errors import VspError
+from vsp_report.maths.tallies import Frame, Tally, Truth
 from vsp_report.model import feeding
 from vsp_report.model.checkpoints import load_sae
-from vsp_report.model.devices import device_of, without_progress
 from vsp_report.model.feeding import Feeder
 from vsp_report.model.sae import Sae
 from vsp_report.model.taps import Tap
-from vsp_report.model.vlm import Vlm, load_vlm
-from vsp_report.recording import file_sha, folder_sha, package_sha, sha_of
-from vsp_report.recording.folder import write_folder
 from vsp_report.study import photographs, sheets
-from vsp_report.study.photographs import Photograph, Source
+from vsp_report.study.survey_plan import CONTROL_SEED, Asked, Plan, kept_vlm, npz, plan
 
-CONTROL_SEED = 20_240
-PROBED, PROBED_ROWS = 256, 32
-"""So many pictures are looked at first, and so many patches of each kept for explained variance."""
-NEIGHBOURS = 8
 JUDGED = 20_000
 """So many pictures with a truth are kept one by one."""
-EMBEDDING_BYTES = 64 << 20
-"""What the sums of embeddings may take for one SAE; wider ones are projected by chance to fewer dimensions."""
-CELL_PX, SMALLER_PX, MANY = 96, 64, 20_000
-"""Reference pictures are shown this large; those of surveys of so many pictures smaller."""
-MOST_AT_ONCE = 64
-MEMORY_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 MERGED_AT_ONCE = 8
-ROOMS = ("maths", "model", "sketchworld", "study")
 _SHARD = re.compile(r"tally-(\d{6})-(\d{6})\.npz")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A survey, as it is asked for."""
-
-    model: str
-    saes: tuple[str, ...]
-    source: Source
-    taps: tuple[str, ...] = ()
-    """one for each SAE; its own where empty"""
-    device: str = "auto"
-    dtype: str | None = None
-    seed: int = 0
-    references: int = 16
-    """that entropy and uniqueness are taken of"""
-    control: bool = True
-    shard: int | None = None
-    memory_bytes: int | None = None
 
 
 class Dictionary(NamedTuple):
@@ -103,180 +67,6 @@ class Progress(NamedTuple):
 Report = Callable[[Progress], None]
 
 
-# --- the plan ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What all shards share, as it stands in the work folder."""
-
-    folder: Path
-    facts: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Plan:
-        folder = Path(folder)
-        facts = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        with np.load(folder / "plan.npz", allow_pickle=False) as archive:
-            return cls(folder, facts, {name: archive[name] for name in archive.files})
-
-    @cached_property
-    def source(self) -> Source:
-        return photographs.source_of(self.facts["source"])
-
-    @property
-    def shards(self) -> int:
-        return -(-len(self.source) // self.facts["shard"])
-
-    def numbers(self, shard: int) -> range:
-        size = self.facts["shard"]
-        return range(shard * size, min((shard + 1) * size, len(self.source)))
-
-    def frame(self, k: int) -> Frame:
-        facts = self.facts["dictionaries"][k]
-        concepts = len(self.source.concepts) if self.source.truth else 0
-        return Frame(facts["latents"], facts["unit"], self.facts["references"], grids=not facts["control"],
-                     neighbours_LN=self.arrays[f"{k}.neighbours"], width=self.facts["width"],
-                     concepts=concepts)  # fmt: skip
-
-    def embedded(self, mean_BD: np.ndarray) -> np.ndarray:
-        """(B, width): of length one, around the middle of the pictures that were looked at first."""
-        found = mean_BD - self.arrays["middle"]
-        if "projected" in self.arrays:
-            found = found @ self.arrays["projected"]
-        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-
-
-def plan(asked: Asked, parent: str | Path, on_look: Callable[[int, int], None] = lambda done, total: None) -> Plan:
-    """Look at some of the pictures, and write the plan into a work folder below `parent`; or find it there."""
-    if asked.source.kind == "folder" and not len(asked.source):
-        raise ImageError("--images", "there are none", "Name a folder of pictures.")
-    vlm = _load_vlm(asked.model, asked.device, asked.dtype)
-    saes = [load_sae(paths.bundled(name) or name) for name in asked.saes]
-    taps = feeding.vision_taps(vlm, _taps(asked, saes))
-    twice = [name for name in asked.saes if asked.saes.count(name) > 1]
-    if twice:
-        raise InputError("--sae", f"{twice[0]} is given twice", "Give each once.")
-    device = device_of(vlm.model)
-    facts = {
-        "model": vlm.name, "model_sha": identity_of(asked.model, vlm.model), "source": asked.source.plain(),
-        "images": asked.source.title, "images_sha": asked.source.identity, "seed": asked.seed,
-        "device": asked.device, "device_class": device.kind, "dtype": device.dtype, "asked_dtype": asked.dtype,
-        "references": asked.references, "package_sha": package_sha(ROOMS), "cell_px": (CELL_PX, SMALLER_PX)[len(asked.source) > MANY],
-        "shard": asked.shard or _shard_size(len(asked.source)),
-        "saes": [{"name": name, "sha": identity_of(name), "tap": str(tap)}
-                 for name, tap in zip(asked.saes, taps, strict=True)],
-        "control": asked.control, "memory": asked.memory_bytes or 0,
-    }  # fmt: skip
-    key = sha_of(facts)
-    folder = Path(os.path.abspath(parent)) / f".survey-{key[:16]}"
-    if not (folder / "plan.npz").is_file():
-        made, arrays = _look(asked, vlm, saes, taps, on_look)
-        facts |= {"key": key} | made
-        text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
-        write_folder(folder, {"plan.json": text, "plan.npz": _npz(arrays)})
-    return Plan.read(folder)
-
-
-def _taps(asked: Asked, saes: Sequence[Sae]) -> list[str]:
-    if asked.taps and len(asked.taps) != len(saes):
-        raise InputError(
-            "--tap", f"{len(asked.taps)} of them for {len(saes)} SAEs", "Give one for each --sae, or none."
-        )
-    found = [tap or sae.tap for tap, sae in zip(asked.taps or [""] * len(saes), saes, strict=True)]
-    for name, tap in zip(asked.saes, found, strict=True):
-        if not tap:
-            raise InputError("--tap", f"{name} does not say where it belongs", "Give --tap vision.N.")
-    return found
-
-
-def _shard_size(n: int) -> int:
-    """Some twenty shards, of a size that a stop does not cost much."""
-    return int(np.clip(-(-n // (20 * MOST_AT_ONCE)) * MOST_AT_ONCE, MOST_AT_ONCE, 4096))
-
-
-def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_look: Callable[[int, int], None]
-          ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
-    source, feeder = asked.source, Feeder(vlm, taps)
-    count = min(PROBED, len(source))
-    numbers = [k * len(source) // count for k in range(count)]
-    pairs = [(sae, False) for sae in saes] + ([(Sae.untrained(CONTROL_SEED, like=sae), True) for sae in saes]
-                                              if asked.control else [])  # fmt: skip
-    at = [*taps, *taps][: len(pairs)]
-    largest, alive = [0.0] * len(pairs), [np.zeros(sae.d_sae, bool) for sae, _ in pairs]
-    means, rows, done, most = [], {tap: [] for tap in taps}, 0, 0
-    for batch in photographs.batches(source, numbers, 16):
-        good = [one for one in batch if one.image is not None]
-        done += len(batch)
-        if not good:
-            continue
-        fed = feeder.feed([one.image for one in good])
-        _check_widths(vlm, asked.saes, saes, taps, fed)
-        most = max(most, int(fed.patches_B.max()))
-        for k, ((sae, _), tap) in enumerate(zip(pairs, at, strict=True)):
-            entries = feeding.entries_of(sae, fed, tap, range(len(good)))
-            largest[k] = max(largest[k], float(entries.value_E.max(initial=0)))
-            alive[k][entries.latent_E] = True
-        means.append(feeding.mean_states(fed, feeder.top))
-        for tap in rows:
-            rows[tap].append(feeding.some_rows(fed, tap, PROBED_ROWS))
-        on_look(done, count)
-    if not means:
-        raise ImageError(source.title, f"none of {count} pictures can be read", "Give PNG or JPEG pictures.")
-    mean_BD = np.concatenate(means)
-    arrays = {"middle": mean_BD.mean(0)}
-    width = _width(mean_BD.shape[1], max(sae.d_sae for sae in saes))
-    if width < mean_BD.shape[1]:
-        chance = np.random.default_rng(asked.seed)
-        arrays["projected"] = chance.standard_normal((mean_BD.shape[1], width)) / width**0.5
-    told = []
-    for k, ((sae, control), tap) in enumerate(zip(pairs, at, strict=True)):
-        nearest = projection.nearest(sae.directions.float().cpu().numpy(), 0 if control else NEIGHBOURS, alive[k])
-        arrays |= {f"{k}.neighbours": nearest.latents_LN, f"{k}.cosines": nearest.cosines_LN}
-        told.append({
-            "control": control, "of": k % len(saes), "latents": sae.d_sae, "unit": unit_for(largest[k]),
-            "explained": feeding.explained(sae, np.concatenate(rows[tap])),
-        })  # fmt: skip
-    return {"dictionaries": told, "width": width, "batch": _batch_size(asked, vlm, most)}, arrays
-
-
-def _width(wide: int, latents: int) -> int:
-    while wide * latents * 8 > EMBEDDING_BYTES and wide > 16:
-        wide = -(-wide // 2)
-    return wide
-
-
-def _check_widths(vlm: Vlm, names: Sequence[str], saes: Sequence[Sae], taps: Sequence[Tap], fed: feeding.Fed) -> None:
-    for name, sae, tap in zip(names, saes, taps, strict=True):
-        if sae.d_in != (width := fed.states[tap].shape[-1]):
-            fault = f"reads states {sae.d_in} wide; {tap} of {vlm.name} gives {width}"
-            raise CheckpointError(name, fault, "Take an SAE of this tap.")
-
-
-def _batch_size(asked: Asked, vlm: Vlm, patches: int) -> int:
-    """Pictures at once: what a tower's widest moment takes, within the budget."""
-    budget = asked.memory_bytes or MEMORY_BYTES[vlm.device.type]
-    vision = vlm.model.config.vision_config
-    width, heads = getattr(vision, "hidden_size", 1024), getattr(vision, "num_attention_heads", 16)
-    one = 4 * patches * (16 * width + 2 * heads * patches)
-    return int(np.clip(budget // max(one, 1), 1, MOST_AT_ONCE))
-
-
-def identity_of(name: str, model: Any = None) -> str:
-    """A hash of its files, or a commit of the Hub."""
-    place = paths.bundled(name) or Path(name)
-    if place.exists():
-        return folder_sha(place) if place.is_dir() else file_sha(place)
-    return getattr(getattr(model, "config", None), "_commit_hash", None) or name.partition("@")[2]
-
-
-@lru_cache(maxsize=1)
-def _load_vlm(name: str, device: str, dtype: str | None) -> Vlm:
-    with without_progress():
-        return load_vlm(name, device=device, dtype=dtype)
-
-
 # --- a shard -----------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +75,7 @@ class Surveyor:
 
     def __init__(self, plan: Plan) -> None:
         facts = plan.facts
-        self.plan, self.vlm = plan, _load_vlm(facts["model"], facts["device"], facts["asked_dtype"])
+        self.plan, self.vlm = plan, kept_vlm(facts["model"], facts["device"], facts["asked_dtype"])
         trained = [load_sae(paths.bundled(one["name"]) or one["name"]) for one in facts["saes"]]
         self.dictionaries: list[Dictionary] = []
         for k, told in enumerate(facts["dictionaries"]):
@@ -360,7 +150,7 @@ def save_tallies(plan: Plan, first: int, last: int, tallies: Sequence[Tally], sm
     arrays["small.ends"] = np.cumsum([len(small[i][0]) for i in kept], dtype=np.int64)
     arrays["small.bytes"] = np.frombuffer(b"".join(small[i][0] for i in kept), np.uint8)
     arrays["broken"] = np.frombuffer(json.dumps(sorted(broken)).encode(), np.uint8)
-    _write(plan.folder / f"tally-{first:06}-{last:06}.npz", _npz(arrays))
+    _write(plan.folder / f"tally-{first:06}-{last:06}.npz", npz(arrays))
 
 
 def load_tallies(plan: Plan, name: str) -> tuple[list[Tally], Small, list]:
@@ -404,14 +194,6 @@ def _narrow(array: np.ndarray) -> np.ndarray:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return array.astype(kind)
     return array
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    import io
-
-    made = io.BytesIO()
-    np.savez(made, **arrays)
-    return made.getvalue()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -484,6 +266,6 @@ def forget(plan: Plan) -> None:
 
 
 __all__ = [
-    "Asked", "Photograph", "Plan", "Progress", "finished", "forget", "load_tallies", "merge_files", "plan", "survey",
+    "Asked", "Plan", "Progress", "finished", "forget", "load_tallies", "merge_files", "plan", "survey",
     "survey_shard",
 ]  # fmt: skip

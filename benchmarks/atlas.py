@@ -1,0 +1,208 @@
+"""Atlas: what a survey costs, against keeping all activations, and against the floor under both.
+
+    floor      the vision tower up to the tap, and one dense encode: what any statistic of latents has to pay
+    survey     the same pictures through a survey's engine, without and with the untrained SAE beside
+    dense      the same pictures the straightforward way: every activation is kept, then looked through with numpy
+
+All three are given pictures that are ready for the tower, so that neither decoding nor drawing dilutes the ratios;
+`pictures` says what reading them costs besides. Each way runs in a process of its own and is warmed up by one batch
+before it is measured; rounds go in turn, and medians are taken. Memory is the highest resident set above the loaded
+model, and for the survey at several numbers of pictures, between which it should not move.
+
+The survey's own part is `cpu_ratio_to_floor`; with the control it is held against a floor of two encodes.
+
+At the end the same for ImageNet-1k, a CLIP-L/14 at 336 px and 32,768 latents, by arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from measuring import MIB, measured, where
+from transformers.utils import logging
+
+from vsp_report.maths.tallies import BINS
+from vsp_report.model.feeding import Feeder
+from vsp_report.model.vlm import Prompt
+from vsp_report.study import photographs, survey, survey_plan
+
+SAE = "sketchworld/vision.3"
+POOL = 256
+"""So many pictures are made ready and shown again and again: which ones they are is nothing to time or memory."""
+BATCH = 64
+
+
+class Ready:
+    """A surveyor of the bundled model, and pictures that are ready for it."""
+
+    def __init__(self, pictures: int, control: bool) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        source = photographs.Scenes(pictures)
+        asked = survey.Asked("sketchworld", (SAE,), source, device="cpu", control=control)
+        # The world's truth is known of scenes only; a user's pictures have none, and it is no part of the comparison.
+        self.plan = survey.plan(asked, self.folder.name)
+        self.surveyor = survey.Surveyor(self.plan)
+        self.prompts = [self.surveyor.feeder.prompt(one.image) for batch in photographs.batches(source, range(
+            min(POOL, pictures)), BATCH) for one in batch]  # fmt: skip
+        self.batches = [list(range(k, min(k + BATCH, pictures))) for k in range(0, pictures, BATCH)]
+
+    def of(self, numbers: list[int]) -> list[Prompt]:
+        return [self.prompts[n % len(self.prompts)] for n in numbers]
+
+
+def floor(ready: Ready) -> None:
+    feeder: Feeder = ready.surveyor.feeder
+    with torch.no_grad():
+        for numbers in ready.batches:
+            fed = feeder.see(ready.of(numbers))
+            for one in ready.surveyor.dictionaries:
+                one.sae.encode(fed.states[one.tap])
+
+
+def engine(ready: Ready) -> None:
+    tallies = ready.surveyor.tallies()
+    for numbers in ready.batches:
+        ready.surveyor.add(tallies, numbers, ready.surveyor.feeder.see(ready.of(numbers)))
+    for tally in tallies:
+        tally.arrays()
+
+
+def dense(ready: Ready) -> None:
+    """Every activation of every patch, and then numpy."""
+    kept, one = [], ready.surveyor.dictionaries[0]
+    with torch.no_grad():
+        for numbers in ready.batches:
+            fed = ready.surveyor.feeder.see(ready.of(numbers))
+            kept.append(one.sae.encode(fed.states[one.tap]).reshape(len(numbers), -1, one.sae.d_sae).numpy())
+    acts = np.concatenate(kept)
+    strength = acts.max(1)
+    found = {"frequency": (strength > 0).mean(0), "patches": (acts > 0).mean((0, 1)), "mean": acts.mean((0, 1)),
+             "max": strength.max(0), "references": np.argsort(-strength, axis=0, kind="stable")[:16]}  # fmt: skip
+    grids = acts[found["references"], :, np.arange(one.sae.d_sae)]
+    edges = one.frame.edges
+    for latent in range(one.sae.d_sae):
+        values = acts[..., latent]
+        np.histogram(values[values > 0], edges)
+    del grids
+
+
+def pictures(ready: Ready) -> None:
+    """Reading: scenes drawn and made ready for the tower."""
+    for numbers in ready.batches:
+        for batch in photographs.batches(ready.plan.source, numbers, BATCH):
+            for one in batch:
+                ready.surveyor.feeder.prompt(one.image)
+
+
+WAYS = {"floor": (floor, False), "survey": (engine, False), "floor, two SAEs": (floor, True),
+        "survey with control": (engine, True), "dense": (dense, False), "pictures": (pictures, False)}  # fmt: skip
+
+
+def child(way: str, count: int) -> None:
+    work, control = WAYS[way]
+    ready = Ready(count, control)
+    ready.surveyor.plan.source.__class__.truth = False  # see above
+    ready.surveyor.dictionaries = [one._replace(frame=plain(one.frame)) for one in ready.surveyor.dictionaries]
+    batches, ready.batches = ready.batches, ready.batches[:1]
+    work(ready)
+    ready.batches = batches
+    print(json.dumps(measured(lambda: work(ready), "cpu")._asdict()))
+
+
+def plain(frame: survey.Frame) -> survey.Frame:
+    return survey.Frame(frame.latents, frame.unit, frame.references, frame.grids, frame.neighbours_LN, frame.width)
+
+
+def run(way: str, count: int, rounds: int, exact: bool = False) -> dict[str, float]:
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"} if exact else {}
+    found = []
+    for _ in range(rounds):
+        command = [sys.executable, __file__, "--only", way, "--count", str(count)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | at_once)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {key: median(one[key] for one in found) for key in found[0]}
+
+
+def on_paper(gpu_tflops: float = 200.0) -> dict[str, float]:
+    """ImageNet-1k, CLIP-L/14 at 336 px up to layer 18 of 24, one SAE of 32,768 latents with its control."""
+    images, patches, width, latents, layers, kept, grid, active = 1_281_167, 576, 1024, 32_768, 19, 9, 12, 300
+    tower = images * (patches + 1) * layers * (24 * width**2 + 4 * width * (patches + 1))
+    encode = images * patches * 2 * width * latents
+    projected = survey_plan._width(width, latents)
+    tally = latents * (8 * (5 + BINS + survey.NEIGHBOURS + projected) + 16 * (24 + 6 * grid))
+    batch = 8 << 30
+    atlas = latents * (4 * 7 + BINS * 2 + kept * (8 + 8 + 3 * grid) + survey.NEIGHBOURS * 12 + 30)
+    small = min(images, latents * kept) * 1100
+    return {
+        "tower PFLOP": tower / 1e15, "encode PFLOP, each of two": encode / 1e15,
+        f"GPU hours at {gpu_tflops:g} TFLOP/s": (tower + 2 * encode) / gpu_tflops / 1e12 / 3600,
+        "active entries a picture": patches * active, "tally MiB, each of two": tally / MIB,
+        "GPU MiB of a batch, at most": batch / MIB,
+        "all activations in float32, TiB": images * patches * latents * 4 / 2**40,
+        "atlas MiB before compression": atlas / MIB, "reference pictures MiB, at most": small / MIB,
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pictures", type=int, default=1024, metavar="N", help="to time (default: %(default)s)")
+    parser.add_argument("--dense", type=int, default=128, metavar="N", help="for the dense way (default: %(default)s)")
+    parser.add_argument("--memory", type=int, nargs="*", default=[1024, 4096], metavar="N",
+                        help="numbers of pictures to measure memory at (default: 1024 4096)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--only", choices=WAYS, help="run one way in this process and print its figures")
+    parser.add_argument("--count", type=int, default=256)
+    args = parser.parse_args(argv)
+    logging.set_verbosity_error()
+    if args.only:
+        return child(args.only, args.count)
+    found, counts = {}, {way: args.dense if way == "dense" else args.pictures for way in WAYS}
+    rounds: dict[str, list[dict]] = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS:
+            rounds[way].append(run(way, counts[way], 1))
+    for way in WAYS:
+        found[way] = {key: median(one[key] for one in rounds[way]) for key in rounds[way][0]}
+        found[way] |= {"pictures": counts[way], "ms_a_picture": 1000 * found[way]["cpu_seconds"] / counts[way]}
+    base = found["floor"]["ms_a_picture"]
+    ratios = {
+        "cpu_ratio_to_floor": found["survey"]["ms_a_picture"] / base,
+        "cpu_ratio_to_floor_with_control":
+            found["survey with control"]["ms_a_picture"] / found["floor, two SAEs"]["ms_a_picture"],
+        "cpu_ratio_to_dense": found["survey"]["ms_a_picture"] / found["dense"]["ms_a_picture"],
+    }  # fmt: skip
+    print(f"{SAE} on {where('cpu')}; medians of {args.rounds}")
+    print(f"{'':24}{'pictures':>10}{'CPU ms each':>14}{'to floor':>10}{'pictures per CPU s':>20}")
+    for way, one in found.items():
+        each = one["ms_a_picture"]
+        print(f"{way:24}{one['pictures']:>10}{each:>14.2f}{each / base:>10.2f}{1000 / each:>20.1f}")
+    memory = {way: {count: run(way, count, 1, exact=True)["extra_mib"] for count in counts_of}
+              for way, counts_of in (("survey", args.memory), ("dense", (args.dense // 2, args.dense)))}  # fmt: skip
+    for way, of in memory.items():
+        print(f"memory of {way}: " + ", ".join(f"{mib:.0f} MiB for {count}" for count, mib in of.items()))
+    for key, value in ratios.items():
+        print(f"{key} = {value:.3f}")
+    paper = on_paper()
+    print("\nImageNet-1k, CLIP-L/14 at 336 px, 32,768 latents, by arithmetic:")
+    for key, value in paper.items():
+        print(f"  {key:40}{value:>14,.1f}")
+    if args.json:
+        told = {**ratios, "ways": found, "memory_mib": memory, "on_paper": paper, "where": where("cpu"),
+                "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}  # fmt: skip
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

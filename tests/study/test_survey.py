@@ -1,0 +1,462 @@
+"""Survey: stopped and gone on equals never stopped, several SAEs equal each alone, and figures equal the plain way."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vsp_report import paths
+from vsp_report.atlas import (
+    SCHEMA,
+    Arrays,
+    Atlas,
+    Labelling,
+    Provenance,
+    Sheets,
+    load_atlas,
+    save_atlas,
+    save_sheets,
+)
+from vsp_report.case import load_case
+from vsp_report.cli import main
+from vsp_report.errors import CheckpointError, ImageError, InputError, SteeringError
+from vsp_report.maths import projection
+from vsp_report.model.checkpoints import load_sae
+from vsp_report.recording import sha
+from vsp_report.run import executors
+from vsp_report.run.plan import foresee, look_around
+from vsp_report.sketchworld import concepts, rules
+from vsp_report.sketchworld.scene import COVERED
+from vsp_report.study import photographs, survey
+from vsp_report.study.evidence import cluster, look, open_case, steer_all
+from vsp_report.study.inquiry import Inquiry
+from vsp_report.study.shelved import noisy_in
+from vsp_report.study.survey_atlas import Given, make_atlases
+
+SAES = ("sketchworld/vision.3", "sketchworld/vision.3-relu")
+PICTURES, SHARD = 22, 6
+BROKEN = ("a/bomb.png", "b/cut.png", "b/words.jpg")
+
+
+def bomb() -> bytes:
+    """A PNG whose head claims 30000 x 30000 pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two families in two folders, three of which cannot be read."""
+    root = tmp_path_factory.mktemp("pictures")
+    for k in range(PICTURES):
+        family, place = (("people", "a"), ("cups", "b"))[k % 2]
+        (root / place).mkdir(exist_ok=True)
+        rules.sample_scene(1_700_000_000 + k, family).draw(96 if k % 3 else 120).save(root / place / f"{k:02}.png")
+    (root / "a" / "bomb.png").write_bytes(bomb())
+    (root / "b" / "cut.png").write_bytes((root / "b" / "01.png").read_bytes()[:400])
+    (root / "b" / "words.jpg").write_text("no picture")
+    return root
+
+
+def asked(folder: Path, saes: tuple[str, ...] = SAES, **more: object) -> survey.Asked:
+    return survey.Asked("sketchworld", saes, photographs.open_source(str(folder)), device="cpu", shard=SHARD, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[survey.Plan, Path]:
+    """A survey that nothing disturbed."""
+    plan = survey.plan(asked(folder), tmp_path_factory.mktemp("site") / "atlas")
+    return plan, survey.survey(plan)
+
+
+@pytest.fixture
+def drawn_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map in no time; the true one has its own test."""
+    made = lambda directions_LD, seed=0: np.asarray(directions_LD[:, :2] * 0.4 + 0.5, np.float32).clip(0, 1)  # noqa: E731
+    monkeypatch.setattr(projection, "map_of", made)
+
+
+@pytest.fixture
+def atlases(whole: tuple[survey.Plan, Path], tmp_path: Path, drawn_map: None) -> list[Atlas]:
+    plan, tallies = whole
+    return [load_atlas(one, verify=True) for one in make_atlases(plan, tallies, tmp_path, command="here")]
+
+
+def test_stopped_and_gone_on_equals_never_stopped(
+    whole: tuple[survey.Plan, Path], folder: Path, tmp_path: Path
+) -> None:
+    plan = survey.plan(asked(folder), tmp_path)
+    said: list[survey.Progress] = []
+
+    def stop_in_the_second(progress: survey.Progress) -> None:
+        said.append(progress)
+        if progress.fresh > SHARD:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey.survey(plan, None, stop_in_the_second)
+    assert [(first, last) for first, last, _ in survey.finished(plan)] == [(0, 0)]
+    (plan.folder / ".tally-000001-000001.npz.0123").write_bytes(b"what a killed writer leaves")
+    again = survey.plan(asked(folder), tmp_path)
+    assert again.folder == plan.folder
+    merged = survey.survey(again, None, said.append)
+    assert said[-1] == (PICTURES + len(BROKEN), PICTURES + len(BROKEN), PICTURES + len(BROKEN) - SHARD)
+    assert sha(merged.read_bytes()) == sha(whole[1].read_bytes())
+
+
+def test_merged_files_and_their_parts_count_once(folder: Path, tmp_path: Path, whole: tuple) -> None:
+    plan = survey.plan(asked(folder), tmp_path)
+    for shard in (2, 0, 1):
+        survey.survey_shard(str(plan.folder), shard)
+    kept = (plan.folder / "tally-000001-000001.npz").read_bytes()
+    survey.merge_files(str(plan.folder), [f"tally-00000{k}-00000{k}.npz" for k in (0, 1)])
+    (plan.folder / "tally-000001-000001.npz").write_bytes(kept)  # as if killed before the parts were cleared
+    assert [(first, last) for first, last, _ in survey.finished(plan)] == [(0, 1), (2, 2)]
+    with ThreadPoolExecutor(1) as executor:
+        merged = survey.survey(plan, executor)
+    assert sha(merged.read_bytes()) == sha(whole[1].read_bytes())
+
+
+def test_several_saes_in_one_pass_equal_each_alone(whole: tuple, folder: Path, tmp_path: Path) -> None:
+    tallies, _, _ = survey.load_tallies(whole[0], whole[1].name)
+    for k, name in enumerate(SAES):
+        plan = survey.plan(asked(folder, (name,)), tmp_path / str(k))
+        alone, _, _ = survey.load_tallies(plan, survey.survey(plan).name)
+        for mine, other in zip(alone, (tallies[k], tallies[len(SAES) + k]), strict=True):
+            for key, array in mine.arrays().items():
+                np.testing.assert_array_equal(array, other.arrays()[key], err_msg=key)
+
+
+def test_figures_equal_the_plain_way(atlases: list[Atlas], whole: tuple, folder: Path) -> None:
+    from vsp_report.model.vlm import load_vlm
+    from vsp_report.study.observe import observe
+
+    plan = whole[0]
+    names = [n for n in plan.source.names if n not in BROKEN]
+    vlm = load_vlm("sketchworld", device="cpu")
+    for name, atlas in zip(SAES, atlases, strict=True):
+        sae = load_sae(paths.bundled(name))
+        seen = [observe(vlm, sae, folder / n, "What is this?", max_new_tokens=1).latents_PL.toarray() for n in names]
+        acts, a = np.stack(seen), atlas.arrays
+        strength = acts.max(1)
+        np.testing.assert_allclose(a.max_L, strength.max(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a.frequency_L, (strength > 0).mean(0), atol=1.5 / len(names))
+        assert (np.abs(a.frequency_L - (strength > 0).mean(0)) < 1e-6).mean() > 0.99
+        np.testing.assert_allclose(a.mean_overall_L, acts.mean((0, 1)), rtol=1e-3, atol=1e-5)
+        for latent in np.flatnonzero(atlas.alive_L)[::7]:
+            for r, reference in enumerate(atlas.references(int(latent))):
+                here = names.index(reference.name)
+                assert reference.strength == pytest.approx(strength[here, latent], rel=1e-3, abs=1e-4)
+                rounding = reference.strength / 255 + 1e-3
+                np.testing.assert_allclose(atlas.grid(int(latent), r).ravel(), acts[here, :, latent], atol=rounding)
+            best = np.sort(strength[:, latent])[::-1][: len(atlas.references(int(latent)))]
+            np.testing.assert_allclose([o.strength for o in atlas.references(int(latent))], best, rtol=1e-3, atol=1e-4)
+
+
+def test_an_atlas_has_labels_control_and_pictures(atlases: list[Atlas]) -> None:
+    for atlas, name in zip(atlases, SAES, strict=True):
+        made = atlas.provenance
+        assert (made.sae, made.tap, made.n_images, made.n_broken) == (name, "vision.3", PICTURES, len(BROKEN))
+        assert [line.partition(":")[0] for line in made.broken] == list(BROKEN)
+        assert "30000 x 30000" in made.broken[0]
+        assert atlas.labellings[0].source == "images" and set(atlas.labellings[0].words) == {"a", "b"}
+        assert all(measure.untrained is not None for measure in atlas.quality)
+        assert {one.name for k in np.flatnonzero(atlas.alive_L)[:9] for one in atlas.references(int(k))} <= set(
+            atlas.pictures
+        )
+        assert not set(atlas.pictures) & set(BROKEN)
+    assert atlases[0].sheets == atlases[1].sheets and atlases[0].slug != atlases[1].slug
+    explained = atlases[0].quality[0]
+    assert explained.value > 0.5 > explained.untrained
+
+
+def test_the_same_survey_gives_the_same_bytes(whole: tuple, tmp_path: Path, drawn_map: None) -> None:
+    folders = [make_atlases(*whole, tmp_path / place, command="here")[0] for place in ("one", "other")]
+    written = [{f.name: f.read_bytes() for f in one.iterdir()} for one in folders]
+    assert written[0] == written[1]
+
+
+def test_a_map_is_kept_while_its_latents_stay(whole: tuple, tmp_path: Path, drawn_map: None,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    first = [load_atlas(one).arrays.map_L2 for one in make_atlases(*whole, tmp_path, command="here")]
+    monkeypatch.setattr(projection, "map_of", None)
+    again = [load_atlas(one).arrays.map_L2 for one in make_atlases(*whole, tmp_path, command="here")]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_a_user_says_of_latents_comes_first(folder: Path, tmp_path: Path, drawn_map: None) -> None:
+    plan = survey.plan(asked(folder, SAES[:1]), tmp_path)
+    tallies = survey.survey(plan)
+    atlas = load_atlas(make_atlases(plan, tallies, tmp_path, command="", given=Given("mine.csv", {5: "nose"}))[0])
+    assert atlas.label(5).word == "nose" and atlas.label(5).labelling.made == "mine.csv"
+    with pytest.raises(InputError, match=r"mine.csv: labels latent 9999, and the SAE has 3584"):
+        make_atlases(plan, tallies, tmp_path, command="", given=Given("mine.csv", {9999: "nose"}))
+
+
+def test_scenes_have_a_truth(tmp_path: Path, drawn_map: None) -> None:
+    """Few of them: what is looked at here is that truth, labels and control arrive, not how good they are."""
+    found = survey.Asked("sketchworld", SAES[:1], photographs.Scenes(150), device="cpu", shard=64)
+    plan = survey.plan(found, tmp_path)
+    atlas = load_atlas(make_atlases(plan, survey.survey(plan), tmp_path, command="")[0])
+    assert [one.name for one in atlas.concepts] == list(concepts.CONCEPTS)
+    cup = next(one for one in atlas.concepts if one.name == "cup")
+    assert cup.images > 0 and cup.share < cup.average_precision <= 1 and cup.untrained_average_precision is not None
+    assert {m.name for m in atlas.quality} >= {"overlap with concepts", "average precision of concepts"}
+    assert atlas.labellings[0].source == "truth" and atlas.by_label
+
+
+def test_words_by_a_clip(whole: tuple, tmp_path: Path, drawn_map: None) -> None:
+    from functools import partial
+
+    from vsp_report.study.survey_words import name_by_words
+
+    plan, tallies = whole
+    named = partial(
+        name_by_words, plan.source, ("person", "cup", "chart"), "sketchworld-clip", "words.txt", device="cpu"
+    )
+    atlas = load_atlas(make_atlases(plan, tallies, tmp_path, command="", words=named)[0])
+    said = atlas.labellings[-1]
+    assert said.source == "words" and said.words == ("person", "cup", "chart") and "words.txt" in said.made
+    words_L, scores_L = atlas.arrays.label_SL[-1], atlas.arrays.label_score_SL[-1]
+    assert (words_L[~atlas.alive_L] == -1).all() and (scores_L[words_L >= 0] > 0).all()
+    # latents whose pictures are all of one folder are named after what that folder shows
+    folder_of = {0: "person", 1: "cup"}
+    sure = [k for k in np.flatnonzero(atlas.alive_L) if atlas.arrays.label_score_SL[0, k] > 0.99 and words_L[k] >= 0
+            and len(atlas.references(int(k))) > 4]  # fmt: skip
+    right = [folder_of[int(atlas.arrays.label_SL[0, k])] == said.words[words_L[k]] for k in sure]
+    assert len(sure) > 10 and np.mean(right) > 0.8
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_read_as_it_is_read_for_a_case(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from vsp_report.model.vlm import load_image
+
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / "a" / "00.png").resize((90, 60)).save(turned, exif=exif)
+    for path in (folder / "a" / "02.png", turned):
+        mine, theirs = photographs.read_picture(path), load_image(path)
+        assert mine.size == theirs.size and np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_batches_come_in_order_and_name_what_is_broken(folder: Path) -> None:
+    source = photographs.open_source(str(folder))
+    parts = list(photographs.batches(source, range(len(source)), 4))
+    assert [len(part) for part in parts] == [4] * 6 + [1]
+    read = [one for part in parts for one in part]
+    assert [one.number for one in read] == list(range(len(source)))
+    assert tuple(source.name(one.number) for one in read if one.image is None) == BROKEN
+
+
+def test_a_source_is_plain_data(folder: Path) -> None:
+    for source in (photographs.open_source(str(folder)), photographs.Scenes(9, 5)):
+        again = photographs.source_of(source.plain())
+        assert again == source and again.identity == source.identity
+    fewer = photographs.open_source(str(folder), 5)
+    assert len(fewer) == 5 and fewer.identity != photographs.open_source(str(folder)).identity
+
+
+def test_both_halves_of_the_scenes_have_portraits_of_every_kind() -> None:
+    source = photographs.Scenes(5000)
+    portraits = [(source.half(n), n // 3 % len(rules.PORTRAITS)) for n in range(2, 5000, 3)]
+    assert len(set(portraits)) == 2 * len(rules.PORTRAITS)
+    share = np.mean([source.half(n) for n in range(5000)])
+    assert abs(share - 0.5) < 0.03
+
+
+def test_concepts_lie_where_the_scene_has_them() -> None:
+    for seed, family in enumerate(rules.FAMILIES):
+        scene = rules.sample_scene(1_700_000_000 + seed, family)
+        found = concepts.shown(scene, 12, 12, 192)
+        assert {concepts.CONCEPTS[c] for c in np.flatnonzero(found.concepts_C)} <= concepts.concepts_in(scene)
+        coverage = scene.coverage(12, 12) if scene.parts else np.zeros((0, 12, 12))
+        shown = np.zeros((144, len(concepts.CONCEPTS)), bool)
+        shown[found.patch_X, found.concept_X] = True
+        assert not shown[:, ~found.concepts_C].any()
+        if scene.chart:
+            assert shown[:, concepts.CONCEPTS.index("chart")].all()
+            continue
+        covered = (coverage >= COVERED + 0.06).any(0).ravel()
+        assert shown[covered].any(1).all(), family
+
+
+# --- a user's mistakes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "its header is empty"),
+        ("name,label\na,b\n", "its header is name,label"),
+        ("image,label\n", "labels nothing"),
+        ("latent,label\nfive,chair\n", ":2: latent is 'five'"),
+        ("latent,label\n5,\n", ":2: is '5,'"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, text: str, fault: str) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(text)
+    with pytest.raises(InputError, match=fault):
+        photographs.read_labels(table)
+
+
+def test_tables(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "labels.csv").write_text("﻿Image,Label\na/00.png,old man\n\na/02.png,boy\n", encoding="utf-8")
+    table = photographs.read_labels(tmp_path / "labels.csv")
+    source = photographs.open_source(str(folder), None, table.labels, "labels.csv")
+    assert (
+        source.label(source.names.index("a/00.png")) == "old man" and source.label(source.names.index("b/01.png")) == ""
+    )
+    with pytest.raises(InputError, match="labels none of the pictures"):
+        photographs.open_source(str(folder), None, {"elsewhere.png": "x"}, "labels.csv")
+
+
+def test_places_and_faults(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no picture"):
+        photographs.open_source(str(tmp_path))
+    with pytest.raises(InputError, match="is given twice"):
+        survey.plan(asked(folder, (SAES[0], SAES[0])), tmp_path)
+    with pytest.raises(CheckpointError, match=r"128 wide; vision.3 of sketchworld gives 112"):
+        survey.plan(asked(folder, ("sketchworld/text.2",), taps=("vision.3",)), tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "x.png").write_text("no picture")
+    with pytest.raises(ImageError, match="none of 1 pictures can be read"):
+        survey.plan(asked(tmp_path / "broken", SAES[:1]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--demo", "--model", "x"], "--model: goes against --demo"),
+        (["--model", "sketchworld"], "--sae: is not given"),
+        (["--jobs", "2", "--cluster", "tcp://localhost:1"], "--jobs: goes against --cluster"),
+        (["--clip", "x"], "--clip: compares words, and there are none"),
+        (["--model", "m", "--sae", "s", "--images", "i", "--words", "w"], "--clip: is not given"),
+        (["--model", "sketchworld", "--sae", SAES[0], "--images", "nowhere"], "nowhere: is no folder"),
+    ],
+)
+def test_a_command_that_cannot_be(words: list[str], fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["atlas", *words]) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_the_command(folder: Path, tmp_path: Path, drawn_map: None, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "sketchworld", "--sae", SAES[0], "--images", str(folder), "--out", str(tmp_path), "--jobs", "1"]
+    assert main(["atlas", *words]) == 0
+    told = capsys.readouterr().out
+    assert "explained variance" in told and "3 pictures could not be read" in told and "b/words.jpg: " in told
+    atlas = load_atlas(tmp_path / "atlas" / "sketchworld-vision.3", verify=True)
+    assert str(tmp_path) not in (tmp_path / "atlas" / atlas.slug / "atlas.json").read_text()
+    assert sorted(p.name for p in (tmp_path / "atlas").iterdir()) == [atlas.sheets.folder, atlas.slug]
+
+
+def test_processes_are_others() -> None:
+    import os
+
+    with executors.processes(1) as executor:
+        assert executor.submit(os.getpid).result() != os.getpid()
+
+
+# --- cases -------------------------------------------------------------------------------------------------------
+
+
+CASE = """
+title: Standing beside a chair
+failure: misleading-cue
+model: sketchworld
+sae: sketchworld/vision.3
+image: {scene: {mode: misleading-cue, variation: chair, seed: 1}}
+prompt: Is the person sitting or standing?
+contrast: {right: standing, wrong: sitting}
+device: cpu
+steer:
+  no-seat: [{latents: {label: seat, top: 4}, set: 0}]
+controls: {draws: 0, kinds: []}
+"""
+
+
+def shelve(site: Path, seats: list[int], common: list[int], inquiry: Inquiry) -> None:
+    """An atlas, made by hand, in which some latents are seats and others are on in every picture."""
+    L = inquiry.looked.latents_PL.shape[1]
+    frequency_L = np.zeros(L)
+    frequency_L[seats], frequency_L[common] = 0.25, 1.0
+    alive_L, one = frequency_L > 0, np.zeros((L, 1))
+    references_LR = np.where(alive_L[:, None], 0, -1)
+    arrays = Arrays(
+        frequency_L, frequency_L / 9, 2.0 * alive_L, frequency_L * 2, 3.0 * alive_L, one.astype(int), one[:, 0],
+        one[:, 0], one[:, 0], references_LR, 1.5 * (references_LR >= 0), np.append(0, alive_L.cumsum()),
+        np.zeros(alive_L.sum(), int), np.full(alive_L.sum(), 255), np.array([[12, 12]]), one.astype(int) - 1, one, one,
+        np.zeros((L, 2)), one[:, 0] - 1, np.where(np.isin(np.arange(L), seats), 0, -1)[None], one.T,
+    )  # fmt: skip
+    made = Provenance("sketchworld", inquiry.model.sha, "sketchworld/vision.3", inquiry.sae.sha, "vision.3", "topk",
+                      "sketchworld", "", 4, 576, 0, "", {}, "cpu", "float32", "by hand")  # fmt: skip
+    sheets = Sheets(save_sheets(site / "atlas", [b"a sheet"]), ("000.webp",), 8, 1, 1)
+    save_atlas(site / "atlas", Atlas(SCHEMA, "sketchworld-vision.3", made, (0.0, 1.0), "by hand", (), (),
+                                     (Labelling("given", "by hand", "", ("seat",)),), (), ("scene 1",), ("",), sheets,
+                                     arrays))  # fmt: skip
+
+
+def test_a_case_names_latents_by_label_and_its_recording_knows_them(tmp_path: Path) -> None:
+    """With an atlas beside the recordings; without one, and for a word that it has not, an error that says where."""
+    case, recording = tmp_path / "cases" / "seat.yaml", tmp_path / "site" / "recordings" / "seat"
+    case.parent.mkdir()
+    case.write_text(CASE)
+    inquiry = open_case(case, recording)
+    look(inquiry)
+    with pytest.raises(
+        SteeringError, match=r"seat.yaml:\d+: steer.*names latents by the label 'seat'.*vsp-report atlas"
+    ):
+        steer_all(inquiry)
+    strongest = np.argsort(-inquiry.ranks.mass_L, kind="stable")[:160].tolist()
+    seats, common = strongest[:6], strongest[6:]
+    shelve(tmp_path / "site", seats, common, inquiry)
+    inquiry = open_case(case, recording)
+    look(inquiry)
+    heat = cluster(inquiry)
+    # of 160 latents that live, the two per cent that are on most often tie with all others that always are
+    assert heat is not None and not set(seats) & heat.noisy
+    (steered,) = steer_all(inquiry)
+    assert steered.edits[0].latents == tuple(seats[:4])
+    known = {one.number: one for one in inquiry.recording().latents}
+    assert (known[seats[0]].label, known[seats[0]].frequency, known[seats[0]].mean_activation) == ("seat", 0.25, 2.0)
+    assert [(one.id, one.activation) for one in known[seats[0]].references] == [("scene 1", 1.5)]
+    assert known[common[0]].label == "" and known[common[0]].frequency == 1.0
+    case.write_text(CASE.replace("label: seat", "label: seet"))
+    inquiry = open_case(case, recording)
+    look(inquiry)
+    with pytest.raises(SteeringError, match=r"'seet'.*Did you mean seat\?"):
+        steer_all(inquiry)
+
+
+def test_the_atlas_is_part_of_what_a_recording_hangs_on(tmp_path: Path, whole: tuple, drawn_map: None) -> None:
+    (tmp_path / "seat.yaml").write_text(CASE)
+    case, around = load_case(tmp_path / "seat.yaml"), look_around()
+    key = lambda: foresee(case, around, notebook_sha="", site=tmp_path).run_key  # noqa: E731
+    before = key()
+    make_atlases(*whole, tmp_path, command="here")
+    assert key() != before
+    assert foresee(case, around, notebook_sha="").run_key == before
+
+
+def test_the_papers_noise_filter() -> None:
+    """The top share of the living by frequency or by mean, wherever a picture has them."""
+    frequency_L, mean_L = (
+        np.r_[np.zeros(100), np.linspace(0.01, 0.5, 100)],
+        np.r_[np.zeros(100), np.linspace(3, 1, 100)],
+    )
+    stub = SimpleNamespace(
+        d_sae=200, alive_L=frequency_L > 0, arrays=SimpleNamespace(frequency_L=frequency_L, mean_L=mean_L)
+    )
+    assert np.flatnonzero(noisy_in(stub, 0.02)).tolist() == [100, 101, 198, 199]
