@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -9,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.render.recordings import EVIL, full, picture, save_all
 from vsp_report.errors import InputError
 from vsp_report.recording import load_recording, restate, save_recording
-from vsp_report.render import site
+from vsp_report.render import drawn, site
 from vsp_report.render.ledger import JOURNAL, LEDGER
 
 FEW = ("failed-in-a-cell", "paper-case", "clip-duck-rabbit")
@@ -157,6 +159,58 @@ def test_a_recording_that_cannot_be_read_is_named_and_the_rest_is_shown(out: Pat
     assert b"paper-case" not in (out / "index.html").read_bytes()
 
 
+def test_a_chart_is_drawn_again_only_if_it_shows_something_else(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_of: list[str] = []
+    real = drawn.svg_of
+    monkeypatch.setattr(drawn, "svg_of", lambda spec: drawn_of.append(str(spec.get("description"))) or real(spec))
+    # Another version of what draws makes every drawing stale; what it draws is the same.
+    monkeypatch.setattr(site, "_DRAWING", (*site._DRAWING, "prose.py"))
+    before = files(out)
+    site.build(out / "recordings", out)
+    assert drawn_of == []
+    monkeypatch.setattr(site, "_DRAWER", (*site._DRAWER, "prose.py"))
+    monkeypatch.setattr(site, "_DRAWING", (*site._DRAWING, "pages.py"))
+    site.build(out / "recordings", out)
+    assert drawn_of
+    after = files(out)
+    assert {name for name in after if after[name] != before[name]} <= {LEDGER}
+
+
+def test_where_it_is_published_stands_in_what_is_shared(out: Path) -> None:
+    page = out / "cases" / "clip-duck-rabbit" / "index.html"
+    assert 'property="og:image" content="../../cases/clip-duck-rabbit/card.jpg"' in page.read_text()
+    site.build(out / "recordings", out, base_url="https://lab.example.org/report")
+    there = "https://lab.example.org/report/cases/clip-duck-rabbit/card.jpg"
+    assert f'property="og:image" content="{there}"' in page.read_text() and there in (out / "index.html").read_text()
+    # Nothing else names the place: the site stays movable.
+    names = [name for name, data in files(out).items() if b"lab.example.org" in data]
+    assert set(names) == {"index.html", *(f"cases/{case}/index.html" for case in FEW if case != "paper-case")}
+    with pytest.raises(InputError, match="is 'javascript:alert', which is no address"):
+        site.build(out / "recordings", out, base_url="javascript:alert")
+
+
+def test_a_shared_link_shows_the_whole_picture(out: Path) -> None:
+    with Image.open(out / "cases" / "clip-duck-rabbit" / "card.jpg") as card:
+        assert (card.format, card.size) == ("JPEG", (1200, 630))
+        corner, middle = card.getpixel((5, 5)), card.getpixel((600, 315))
+    assert all(abs(a - b) < 6 for a, b in zip(corner, (0xFD, 0xFD, 0xFB), strict=True)) and middle != corner
+
+
+def test_a_page_weighs_little(out: Path, tmp_path: Path) -> None:
+    save_all(tmp_path / "one", ("standing-beside-a-chair",))
+    site.build(tmp_path / "one", tmp_path / "chair")
+    case = tmp_path / "chair" / "cases" / "standing-beside-a-chair"
+
+    def packed(*places: Path) -> int:
+        return sum(len(gzip.compress(place.read_bytes())) for place in places)
+
+    static = [place for place in (tmp_path / "chair" / "static").iterdir() if place.suffix in (".js", ".css")]
+    shared = packed(*(place for place in static if place.name != "vega.js"))
+    pictures = packed(*case.glob("*.webp"), *case.glob("figures/*.svg"))
+    assert packed(case / "index.html", *case.glob("*.js")) + shared + pictures < 300_000
+    assert packed(out / "index.html", out / "static" / "index" / "figures.js") + shared < 250_000
+
+
 def test_templates_of_ones_own(out: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
@@ -166,6 +220,41 @@ def test_templates_of_ones_own(out: Path, tmp_path: Path) -> None:
     site.build(out / "recordings", out, templates=own)
     page = (out / "index.html").read_text()
     assert "<h1>Our lab</h1>" in page and "duck-rabbit" in page
+    # A block of what every page extends changes every page; the rest of them stays as it is.
+    before = (out / "cases" / "clip-duck-rabbit" / "index.html").read_text()
+    (own / "base.html.jinja").write_text(
+        '{% extends "bundled/base.html.jinja" %}'
+        '{% block nav %}{{ super() }}<a href="{{ root }}team.html">Our team</a>{% endblock %}'
+        "{% block foot %}<p>A report of our lab.</p>{% endblock %}"
+    )
+    built = site.build(out / "recordings", out, templates=own)
+    assert "drawn/clip-duck-rabbit" not in built.written
+    after = (out / "cases" / "clip-duck-rabbit" / "index.html").read_text()
+    assert '<a href="../../team.html">Our team</a>' in after and "A report of our lab." in after
+    changed = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert len(changed) <= 3
+    # A block of one's own is held to the same: what it shows is escaped.
+    (own / "index.html.jinja").write_text(
+        '{% extends "bundled/index.html.jinja" %}{% block headline %}<h1>{{ "<b>" }}</h1>{% endblock %}'
+    )
+    site.build(out / "recordings", out, templates=own)
+    assert "<h1>&lt;b&gt;</h1>" in (out / "index.html").read_text()
+
+
+def test_the_committed_site_is_what_a_build_makes(root: Path, tmp_path: Path) -> None:
+    """If not, `make site` has to be run, and what it changed committed."""
+    if not (root / "site" / LEDGER).is_file():
+        pytest.fail("there is no site beside these tests")
+    shutil.copytree(root / "site", tmp_path / "site")
+    built = site.build(tmp_path / "site" / "recordings", tmp_path / "site")
+    assert (built.written, built.removed, built.faults) == ((), (), ())
+    # What is not stale by the ledger was compared by hash; some of it is made from nothing, and equal to the byte.
+    shutil.copytree(root / "site" / "recordings" / "goat-or-pig", tmp_path / "site2" / "recordings" / "goat-or-pig")
+    site.build(tmp_path / "site2" / "recordings", tmp_path / "site2", only="goat-or-pig")
+    for place in sorted((tmp_path / "site2" / "cases" / "goat-or-pig").rglob("*")):
+        if place.is_file() and place.name != "index.html":
+            committed = root / "site" / place.relative_to(tmp_path / "site2")
+            assert place.read_bytes() == committed.read_bytes(), committed
 
 
 def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
