@@ -19,6 +19,7 @@ from vsp_report.render.findings import (
     number,
     p_value,
     plain,
+    round_of,
     share,
     verdict,
     word_changes,
@@ -52,6 +53,15 @@ def test_the_headlines_of_other_kinds() -> None:
     assert plain(headline(classification())).startswith(
         "Of seven classes, the picture is nearest to “rabbit” (61 %). Ablating two latents makes it say “duck”"
     )
+
+
+def test_a_later_round_is_told_as_one() -> None:
+    base = full()
+    last = replace(base.steered[2], after=answered("standing", 1.0), flipped=True, change=4.1)
+    said = plain(headline(full(steered=(base.steered[0], last))))
+    assert "In round two, multiplying two latents by 2, in a part of the picture and adding −1.5 to all latents" in said
+    assert round_of(base, base.steered[0]) == 1
+    assert round_of(base, replace(base.steered[2], onto="second-round")) == 1  # on top of itself is no round
 
 
 def test_the_best_steering_is_the_one_that_repairs() -> None:

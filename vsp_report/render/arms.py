@@ -57,7 +57,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Said:
-    """A token of an answer: what became of it, and how likely it was."""
+    """A token of an answer: what became of it, and how likely it was, in percent."""
 
     text: str
     tone: str
@@ -188,8 +188,14 @@ def _pieces(answered: Answered) -> list[tuple[str, str]]:
     """Tokens with their probabilities; where none were recorded, words without."""
     if not answered.tokens:
         return [(word, "") for word in answered.text.split()]
-    return [(token.text.strip() or "␣", "" if token.log_prob is None else share(math.exp(min(0.0, token.log_prob))))
+    return [(token.text.strip() or "␣", "" if token.log_prob is None else _percent(math.exp(min(0.0, token.log_prob))))
             for token in answered.tokens]  # fmt: skip
+
+
+def _percent(probability: float) -> str:
+    """Above a word there is room for two digits."""
+    percent = 100 * probability
+    return f"{percent:.0f}" if percent >= 9.5 else f"{percent:.1f}" if percent >= 0.05 else "0"
 
 
 # --- round by round --------------------------------------------------------------------------------------------------

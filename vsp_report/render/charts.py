@@ -8,6 +8,7 @@ and the table beside the chart is.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -272,50 +273,49 @@ def attribution_scatter(attributions: Sequence[Attribution], description: str) -
 # --- classification --------------------------------------------------------------------------------------------------
 
 MOST_CLASSES = 12
+RARE, LEAST = 0.01, 1e-6
+PERCENT = "format(100 * datum.value, '.3~r') + ' %'"
+
+
+def likeliest(scores: Sequence[ClassScores]) -> list[int]:
+    """Of the classes, those that a chart shows."""
+    many = range(len(scores[0].probabilities))
+    return sorted(many, key=lambda i: -max(one.probabilities[i] for one in scores))[:MOST_CLASSES]
+
+
+def least_shown(scores: Sequence[ClassScores]) -> float:
+    """Where a scale of orders of magnitude begins; 0 where an even scale will do."""
+    least = min((one.probabilities[i] for one in scores for i in likeliest(scores)), default=1.0)
+    return 10.0 ** math.floor(math.log10(max(least, LEAST))) if least < RARE else 0.0
 
 
 def class_bars(
     classes: Sequence[str], scores: Sequence[ClassScores], contrast: tuple[str, str] | None, description: str
 ) -> alt.TopLevelMixin:
-    """The likeliest classes: a bar before, and a mark for every other arm."""
-    best = sorted(range(len(classes)), key=lambda i: -max(one.probabilities[i] for one in scores))[:MOST_CLASSES]
+    """The likeliest classes: a bar as the model is, and a mark for every other arm. Where some are unlikely, on a scale
+    of orders of magnitude, so that they can be told apart."""
+    best = likeliest(scores)
     order = [classes[i] for i in sorted(best, key=lambda i: -scores[0].probabilities[i])]
-    rows = [{"class": classes[i], "arm": one.name, "probability": round(one.probabilities[i], 5), "before": n == 0}
-            for n, one in enumerate(scores) for i in best]  # fmt: skip
-    y = alt.Y("class:N", sort=order, title=None,
-              axis=alt.Axis(domain=False, ticks=False, labelLimit=150, labelColor=LIGHT["ink"]))  # fmt: skip
-    x = alt.X("probability:Q", title="probability", scale=alt.Scale(domain=[0, 1]),
-              axis=alt.Axis(format=".0%", tickCount=5, grid=True))  # fmt: skip
-    shown = [alt.Tooltip("class:N"), alt.Tooltip("arm:N"), alt.Tooltip("probability:Q", format=".1%")]
+    floor = least_shown(scores)
+    rows = [{"class": classes[i], "arm": one.name, "probability": round(max(one.probabilities[i], floor), 7),
+             "from": floor, "before": n == 0} for n, one in enumerate(scores) for i in best]  # fmt: skip
+    names = alt.Axis(domain=False, ticks=False, labelLimit=150, labelPadding=9, labelColor=LIGHT["ink"])
+    y = alt.Y("class:N", sort=order, title=None, axis=names)
+    across = alt.Scale(type="log", domain=[floor, 1], nice=False) if floor else alt.Scale(domain=[0, 1])
+    x = alt.X("probability:Q", title="probability", scale=across,
+              axis=alt.Axis(labelExpr=PERCENT, tickCount=5, grid=True))  # fmt: skip
+    shown = [alt.Tooltip("class:N"), alt.Tooltip("arm:N"), alt.Tooltip("probability:Q", format=".3~%")]
     base = alt.Chart(_rows(rows))
     bars = base.transform_filter(alt.datum.before).mark_bar(aria=False, height=11, color=LIGHT["before"], opacity=0.55)
     arms = [one.name for one in scores[1:]]
     steered = base.transform_filter(~alt.datum.before)
-    marks = steered.mark_point(aria=False, filled=True, size=75, color=LIGHT["after"], opacity=1)
+    marks = steered.mark_point(aria=False, filled=True, size=70, color=LIGHT["after"], opacity=0.85)
     shapes = ["circle", "diamond", "square", "triangle-up", "cross", "triangle-down"]
     scale = alt.Scale(domain=arms, range=[shapes[i % 6] for i in range(len(arms))])
     shape = alt.Shape("arm:N", title=None, scale=scale,
                       legend=alt.Legend(orient="bottom", symbolFillColor=LIGHT["after"], symbolStrokeWidth=0,
                                         labelColor=LIGHT["soft"], columns=2, labelFontSize=12))  # fmt: skip
-    layers = [bars.encode(x=x, y=y, tooltip=shown)]
+    layers = [bars.encode(x=x, x2="from:Q", y=y, tooltip=shown)]
     if arms:
         layers.append(marks.encode(x=x, y=y, shape=shape, tooltip=shown))
     return _framed(alt.layer(*layers).properties(width=400, height=24 * len(order)), description)
-
-
-# --- the index -------------------------------------------------------------------------------------------------------
-
-
-def margins_before_after(rows: Sequence[dict[str, Any]], description: str) -> alt.TopLevelMixin:
-    """Every case's log-odds, as the model is and with its best steering: rows (title, before, after)."""
-    order = [row["title"] for row in rows]
-    names = alt.Axis(domain=False, ticks=False, labelLimit=200, labelColor=LIGHT["ink"], labelPadding=8)
-    y = alt.Y("title:N", sort=order, title=None, axis=names)
-    x = alt.X("before:Q", title="log-odds of the right answer", axis=alt.Axis(tickCount=7, format="+.0f", grid=True))
-    base = alt.Chart(_rows(rows))
-    zero = _zero().encode(x="zero:Q")
-    link = base.mark_rule(aria=False, color=LIGHT["after"], strokeWidth=1.5, opacity=0.6).encode(x=x, x2="after:Q", y=y)
-    tips = ["title:N", alt.Tooltip("before:Q", format="+.2f"), alt.Tooltip("after:Q", format="+.2f")]
-    start = base.mark_circle(aria=False, color=LIGHT["before"], size=70, opacity=1).encode(x=x, y=y, tooltip=tips)
-    end = base.mark_circle(aria=False, color=LIGHT["after"], size=70, opacity=1).encode(x="after:Q", y=y, tooltip=tips)
-    return _framed(alt.layer(zero, link, start, end).properties(width=420, height=22 * len(rows)), description)

@@ -21,11 +21,11 @@ from vsp_report.render.arms import rounds_of
 from vsp_report.render.findings import (
     contrast_of,
     counted,
+    edits_words,
     headline_steering,
     number,
     p_value,
     share,
-    steering_words,
     tone,
 )
 
@@ -169,7 +169,7 @@ def _measured(rounds: Sequence[Steered]) -> bool:
 def _rounds(recording: Recording, rounds: tuple[Steered, ...], place: int) -> Figure:
     contrast = contrast_of(recording)
     clean = [("0", "the model as it is", recording.clean)] if recording.clean is not None else []
-    stages = clean + [(str(n), steering_words(one, named=False).partition("; on top of")[0], one.after)
+    stages = clean + [(str(n), edits_words(one, named=False), one.after)
                       for n, one in enumerate(rounds, 1)]  # fmt: skip
     rows, before = [], None
     for name, does, answered in stages:
@@ -344,29 +344,11 @@ def _classes(recording: Recording) -> Figure:
     likeliest = ", ".join(f"{row[0]} {share(row[1])}" for row in rows[:5])
     description = f"Bars of class probabilities, clean: {likeliest}."
     marks = " Bars: the model as it is. Marks: with a steering." if len(found.scores) > 1 else ""
+    scale = " Each step of the scale is ten times as likely." if charts.least_shown(found.scores) else ""
     return Figure(
         "classes",
         description,
-        f"What the picture is nearest to.{marks}",
+        f"What the picture is nearest to.{marks}{scale}",
         Table(("class", *(one.name for one in found.scores)), rows),
         lambda: charts.class_bars(found.classes, found.scores, contrast, description),
-    )
-
-
-# --- the index -------------------------------------------------------------------------------------------------------
-
-
-def before_after(rows: Sequence[dict[str, Any]]) -> Figure:
-    crossed = sum(row["before"] < 0 < row["after"] for row in rows)
-    description = (
-        f"Log-odds of the right answer in {len(rows)} cases, before and after steering; {crossed} of them go from "
-        "wrong to right."
-    )
-    return Figure(
-        "before-after",
-        description,
-        "Every case: the log-odds of the right answer as the model is (grey), and with the steering that the case's "
-        "page opens with (colour). Right of the dotted line, the right answer is the likelier one.",
-        Table(("case", "before", "after"), tuple((row["title"], row["before"], row["after"]) for row in rows)),
-        lambda: charts.margins_before_after(rows, description),
     )

@@ -15,9 +15,9 @@ from vsp_report.audit.words import number, p_value, same_answer, share
 from vsp_report.recording import Answered, EditMade, Recording, Steered
 
 __all__ = [
-    "MODES", "VERDICTS", "Checked", "Run", "checks", "contrast_of", "counted", "edit_words", "gerund", "headline",
-    "headline_steering", "number", "p_value", "plain", "same_answer", "share", "steering_words", "tone", "verdict",
-    "word_changes",
+    "MODES", "VERDICTS", "Checked", "Run", "checks", "contrast_of", "counted", "edit_words", "edits_words", "gerund",
+    "headline", "headline_steering", "mode_of", "number", "p_value", "plain", "round_of", "same_answer", "share",
+    "steering_words", "tone", "verdict", "word_changes",
 ]  # fmt: skip
 
 MODES = {
@@ -56,9 +56,13 @@ class Run(NamedTuple):
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    words = "no one two three four five six seven eight nine ten eleven twelve".split()
     many = noun if count == 1 else plural or f"{noun}s"
-    return f"{words[count] if count < len(words) else count} {many}"
+    return f"{_word(count)} {many}"
+
+
+def _word(count: int) -> str:
+    words = "no one two three four five six seven eight nine ten eleven twelve".split()
+    return words[count] if count < len(words) else str(count)
 
 
 def edit_words(edit: EditMade, named: bool = True) -> str:
@@ -75,10 +79,13 @@ def edit_words(edit: EditMade, named: bool = True) -> str:
     return said + (", in a part of the picture" if edit.boxes else "")
 
 
-def steering_words(steered: Steered, named: bool = True) -> str:
+def edits_words(steered: Steered, named: bool = True) -> str:
     """`named`: with the case's own words for the latents."""
-    said = "; ".join(edit_words(edit, named) for edit in steered.edits) or "edit nothing"
-    return said + (f"; on top of {steered.onto}" if steered.onto else "")
+    return "; ".join(edit_words(edit, named) for edit in steered.edits) or "edit nothing"
+
+
+def steering_words(steered: Steered, named: bool = True) -> str:
+    return edits_words(steered, named) + (f"; on top of {steered.onto}" if steered.onto else "")
 
 
 def gerund(words: str) -> str:
@@ -197,9 +204,13 @@ def _steered(recording: Recording) -> Iterator[Run]:
         yield from renamed
         if best is None:
             return
-    done = gerund(steering_words(best, named=False))
+    done = gerund(edits_words(best, named=False))
     done = done if len(done) < 160 else f"the edits of {best.name}"
-    yield Run(done[0].upper() + done[1:], "effect")
+    if (round := round_of(recording, best)) > 1:
+        yield Run(f"In round {_word(round)}, ")
+        yield Run(done, "effect")
+    else:
+        yield Run(done[0].upper() + done[1:], "effect")
     if best.flipped:
         yield Run(" makes it say ")
         yield Run(f"“{best.after.text.strip()}”", tone(best.after, contrast) or "quote")
@@ -210,6 +221,14 @@ def _steered(recording: Recording) -> Iterator[Run]:
         yield Run(number(best.change, 1, signed=True), "effect")
     yield from _among_controls(best)
     yield Run(".")
+
+
+def round_of(recording: Recording, steered: Steered) -> int:
+    """1 for a steering of the model as it is, 2 for one on top of that, and so on."""
+    names, one = {steered.name}, steered
+    while one.onto and (one := recording.steering(one.onto)) is not None and one.name not in names:
+        names.add(one.name)
+    return len(names)
 
 
 def _rephrased(recording: Recording) -> list[Run]:
@@ -232,7 +251,7 @@ def _among_controls(steered: Steered) -> Iterator[Run]:
             many = "none" if as_far == 0 else str(as_far)
             verb = "moves" if as_far < 2 else "move"
             yield Run(f", and {many} of {len(draws.changes)} matched controls {verb} them as far "
-                      f"(p = {p_value(draws.p)})")  # fmt: skip
+                      f"(p\u00a0=\u00a0{p_value(draws.p)})")  # fmt: skip
             return
 
 
