@@ -32,7 +32,7 @@
   function word(i) { return of.word[i] >= 0 ? A.words[of.word[i]][0] : ""; }
   function least(i) { var least = of.word[i] >= 0 ? A.labellings[A.words[of.word[i]][1]][3] : null; return least === null ? -Infinity : least; }
   function poor(i) { return of.score[i] < least(i); }
-  function clusterName(c) { return A.clusters[c][0] || "no name, " + c; }
+  function clusterName(c) { return A.clusters[c][0] || "unnamed " + c; }
   function digits(value, few) {
     if (value === null || value !== value) return "–";
     if (value === 0) return "0";
@@ -93,7 +93,7 @@
 
   // --- references ------------------------------------------------------------------------------------------------------
 
-  var masks = { on: true, threshold: 0.25 }, sheets = {}, VEIL = 0.84;
+  var masks = { on: true, threshold: 0.25 }, sheets = {}, VEIL = 0.76;
   function sheet(picture) {
     var n = Math.floor(picture / (A.sheets.across * A.sheets.down));
     if (!sheets[n]) {
@@ -144,7 +144,7 @@
   function labelled(i, record) {
     // Its number, and its label with how good that is.
     var found = document.createDocumentFragment(), text = word(i);
-    found.appendChild(element("span", "no", i));
+    found.appendChild(element("span", "number", i));
     found.appendChild(document.createTextNode(" "));
     found.appendChild(element("span", "word" + (text && poor(i) ? " poor" : ""), text));
     if (record && record[AT.labels].length && record[AT.labels][0][1] !== null)
@@ -310,7 +310,7 @@
       ink.strokeStyle = hue.line; ink.fillStyle = hue.soft; ink.lineWidth = 1; ink.textAlign = "center";
       ink.beginPath();
       ink.moveTo(46, 8); ink.lineTo(46, height - 40); ink.lineTo(width - 8, height - 40);
-      at.x.ticks.forEach(function (t) { ink.moveTo(at.x(t), height - 40); ink.lineTo(at.x(t), height - 36); ink.fillText(digits(100 * t) + " %", at.x(t), height - 23); });
+      at.x.ticks.forEach(function (t) { ink.moveTo(at.x(t), height - 40); ink.lineTo(at.x(t), height - 36); ink.fillText(digits(100 * t) + " %", Math.min(at.x(t), width - 20), height - 23); });
       ink.fillText("share of pictures that activate it", (46 + width) / 2, height - 5);
       ink.textAlign = "right";
       at.y.ticks.forEach(function (t) { ink.moveTo(46, at.y(t)); ink.lineTo(42, at.y(t)); ink.fillText(digits(t), 39, at.y(t) + 4); });
@@ -577,7 +577,7 @@
 
   // --- a latent ----------------------------------------------------------------------------------------------------------
 
-  var title = document.title, back = 0, opener = null;
+  var title = document.title, back = 0, opener = null, shown = false;
   function open(i) { location.hash = "latent=" + i; }
   function heading(text) { return element("h2", "", text); }
   function ranked(name, i) {
@@ -812,7 +812,7 @@
     view.hidden = true; overview.hidden = false;
     document.title = title;
     planes.forEach(function (plane) { plane.place(); });
-    if (!part && form && (!same || !order.length)) { address = said.toString(); recall(said); show(); }
+    if (!part && form && (!same || !shown)) { shown = true; address = said.toString(); recall(said); show(); }
     else list.paint();
     if (part) part.scrollIntoView();
     else if (was) {

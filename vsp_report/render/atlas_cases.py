@@ -116,8 +116,8 @@ def matters(recording: Recording) -> dict[str, Any]:
 
 
 def cases_of(place: Place, told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cases whose latents are in this atlas."""
-    return [one for one in told if place.model_sha and one["model_sha"] == place.model_sha
+    """The cases that say something of latents of this atlas."""
+    return [one for one in told if one["latents"] and place.model_sha and one["model_sha"] == place.model_sha
             and one["sae_sha"] == place.sae_sha and one["tap"] in ("", place.tap)]  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vsp_report.atlas import ABSENT, Atlas
-from vsp_report.render.case_data import short
 from vsp_report.render.drawn import script_json
 
 LETTERS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
@@ -122,7 +121,7 @@ def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes
         "words": shown.words,
         "labellings": [[one.source, one.made, one.score, one.least] for one in atlas.labellings],
         "clusters": [[one.name, one.size, *_centre(atlas, c)] for c, one in enumerate(atlas.clusters)],
-        "edges": [short(edge) for edge in atlas.edges],
+        "edges": _few(np.array(atlas.edges)),
         "sheets": {"folder": f"{sheets_at}{sheets.folder}/", "files": sheets.files,
                    "cell": sheets.cell_px, "across": sheets.across, "down": sheets.down},
         "pictures": atlas.provenance.n_images,

@@ -15,7 +15,6 @@ import numpy as np
 
 from vsp_report.atlas import ABSENT, Atlas, Concept, Measure
 from vsp_report.render import atlas_drawings
-from vsp_report.render.figures import Table
 from vsp_report.render.findings import counted, share
 
 GOOD = 0.9
@@ -288,7 +287,20 @@ def _provenance(atlas: Atlas) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in facts if value)
 
 
-def latents_table(atlas: Atlas) -> Table:
+class Rows(NamedTuple):
+    head: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+class Offered(NamedTuple):
+    """A file to take away."""
+
+    name: str
+    href: str
+    what: str
+
+
+def latents_table(atlas: Atlas) -> Rows:
     """Every latent, to take away."""
     a = atlas.arrays
     head = ("latent", "label", "label score", "label by", "frequency", "patch frequency", "mean activation",
@@ -306,7 +318,7 @@ def latents_table(atlas: Atlas) -> Table:
             *(_few(float(x[latent])) for x in figures),
             *known, atlas.clusters[cluster].name or cluster if cluster >= 0 else "",
         ))  # fmt: skip
-    return Table(head, tuple(rows))
+    return Rows(head, tuple(rows))
 
 
 def _few(value: float) -> float:

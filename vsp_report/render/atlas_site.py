@@ -111,16 +111,15 @@ class AtlasSite:
     def _page(self, place: Place, cases: list[dict[str, Any]], sizes: dict[str, tuple[int, int]],
               others: list[list[str]], render: Callable[..., bytes]) -> Files:  # fmt: skip
         from vsp_report.render import atlas_pages
-        from vsp_report.render.pages import Download
 
         at, page = f"{ATLASES}/{place.slug}", atlas_pages.atlas_page(self._atlas(place), sizes)
         beside = "" if self.inside else "evidence/"
         files = {} if self.inside else {f"{at}/evidence/{name}": (place.folder / name).read_bytes()
                                         for name in (ATLAS, ARRAYS)}  # fmt: skip
         downloads = (
-            Download("Latents", "latents.csv", "every latent with its figures, as CSV"),
-            Download("Atlas", f"{beside}{ATLAS}", "the atlas, as JSON"),
-            Download("Arrays", f"{beside}{ARRAYS}", "its figures and references, for numpy"),
+            atlas_pages.Offered("Latents", "latents.csv", "every latent with its figures, as CSV"),
+            atlas_pages.Offered("Atlas", f"{beside}{ATLAS}", "the atlas, as JSON"),
+            atlas_pages.Offered("Arrays", f"{beside}{ARRAYS}", "its figures and references, for numpy"),
         )
         html = render("atlas.html.jinja", root="../../", page=page, cases=_served(cases), downloads=downloads,
                       others=others, sheets_at=self.sheets_at)  # fmt: skip
