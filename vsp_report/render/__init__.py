@@ -6,6 +6,11 @@
     charts    parts of a recording -> alt.Chart
     overlays  image + patch weights -> image
     pages     recording -> the values of its page
+    index_page index_charts    cards of all cases -> the values and charts of the page that lists them
+    sketches  what each figure shows, and the way to a failure mode, drawn for who reads the first page
+    drawn     charts as files; what is drawn already is not drawn again
+    share     the picture that goes with a link
     site      the only writer of HTML; knows what to rebuild
+    export difference    a page as one file; two sites held against each other
     preview   the site on this machine's own address
 """
