@@ -31,16 +31,12 @@ def tokens(text: str, *log_probs: float | None) -> Answered:
 
 
 def test_both_answers_are_told_token_by_token() -> None:
-    before, after = arms.differing(
-        tokens("a fish and a star", 0.0, -0.1, -0.2, None, -3.0), tokens("a star", -0.5, 0.0)
-    )
-    assert [(one.text, one.tone) for one in before] == [
-        ("a", "same"), ("fish", "gone"), ("and", "gone"), ("a", "gone"), ("star", "same")]  # fmt: skip
-    assert [(one.text, one.tone, one.probability) for one in after] == [
-        ("a", "same", "61"),
-        ("star", "same", "100"),
-    ]
-    assert [one.probability for one in before] == ["100", "90", "82", "", "5.0"]
+    clean, steered = tokens("a fish and a star", 0.0, -0.1, -0.2, None, -3.0), tokens("a star", -0.5, 0.0)
+    before, after = arms.differing(clean, steered)
+    left = [("a", "gone", "100"), ("fish", "gone", "90"), ("and", "gone", "82")]
+    kept = [("a", "same", ""), ("star", "same", "5.0")]
+    assert [(one.text, one.tone, one.probability) for one in before] == left + kept
+    assert [(one.text, one.tone, one.probability) for one in after] == [("a", "same", "61"), ("star", "same", "100")]
 
 
 def test_what_is_the_same_before_and_after_makes_up_both_answers() -> None:

@@ -95,7 +95,7 @@ def test_unlikely_classes_are_told_apart() -> None:
     assert charts.least_shown(rare) == pytest.approx(1e-6)
     drawn = charts.class_bars(classification().classified.classes, rare, None, "x").to_dict()
     assert drawn["layer"][0]["encoding"]["x"]["scale"] == {"type": "log", "domain": [1e-6, 1], "nice": False}
-    assert min(row["probability"] for data in drawn["datasets"].values() for row in data) >= 1e-6
+    assert min(row["probability"] for row in drawn["data"]["values"]) == 1e-6
 
 
 def test_counted_ids_are_counted_anew() -> None:
