@@ -124,7 +124,7 @@ def minimal_set(subject: Subject, ranks: Rankings, seed: int = 0) -> MinimalSet 
 # --- the tests ---------------------------------------------------------------------------------------------------
 
 
-class Tested(NamedTuple):
+class Trial(NamedTuple):
     """What a search came to, beside its controls."""
 
     outcome: Outcome
@@ -199,7 +199,7 @@ def diagnose(
 
 
 def rule(
-    ablation: Tested | None, both: Tested | None, words: Carried | None, reach: Reach | None, *, described: bool = True
+    ablation: Trial | None, both: Trial | None, words: Carried | None, reach: Reach | None, *, described: bool = True
 ) -> str:
     """The rule for a wrong answer that no rephrasing corrects. `described`: whether there are latents and a model that
     describes, so that words should have been found."""
@@ -247,7 +247,7 @@ def _rephrasing(seen: Examination, one: Rephrased) -> bool:
     return bool(rests)
 
 
-def _ablation(seen: Examination, search: Search, few: Edits | None) -> Tested | None:
+def _ablation(seen: Examination, search: Search, few: Edits | None) -> Trial | None:
     if few is None:
         seen.note("ablation", f"no set of at most {FEW} latents was found that takes the margin over", False)
         return None
@@ -262,7 +262,7 @@ def _ablation(seen: Examination, search: Search, few: Edits | None) -> Tested | 
     return _tested(seen, search, "ablation", f"{_counted(len(outcome.edits.ablated), 'latent')} ablated", outcome)
 
 
-def _ablate_and_amplify(seen: Examination, search: Search, few: Edits | None) -> Tested | None:
+def _ablate_and_amplify(seen: Examination, search: Search, few: Edits | None) -> Trial | None:
     test = "ablate and amplify"
     if not search.splits:
         seen.note(test, "not looked for: one answer begins with the other, and nothing pulls to one alone", None)
@@ -279,13 +279,13 @@ def _ablate_and_amplify(seen: Examination, search: Search, few: Edits | None) ->
     return _tested(seen, search, test, what, outcome)
 
 
-def _tested(seen: Examination, search: Search, test: str, what: str, outcome: Outcome) -> Tested:
+def _tested(seen: Examination, search: Search, test: str, what: str, outcome: Outcome) -> Trial:
     if verdict(outcome.text, seen.contrast) != "right":  # nothing is claimed, and nothing need be compared
         seen.note(test, f"{what}: “{outcome.text}”", False, outcome.change)
-        return Tested(outcome, False)
+        return Trial(outcome, False)
     reached, others_N = search.as_hard(outcome.edits)
     hard_p = float((1 + (others_N >= reached).sum()) / (1 + len(others_N)))
-    tested = Tested(outcome, True, permutation_p(outcome.change, search.changes(search.matched(outcome.edits))), hard_p)
+    tested = Trial(outcome, True, permutation_p(outcome.change, search.changes(search.matched(outcome.edits))), hard_p)
     beside = f"p {hard_p:.2g} among searches as hard"
     holds = None if tested.matched_p is None else tested.brings
     seen.note(test, f"{what}: “{outcome.text}”; {beside}", holds, outcome.change, tested.matched_p)

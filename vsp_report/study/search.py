@@ -161,7 +161,7 @@ class Search:
         With asking once more what is said, it never costs more than a tenth of ablating every active latent by
         itself: rather than that it gives up, or keeps a set that is not the smallest.
         """
-        left = self.active // 10 - 1
+        left = self.runs + self.active // 10 - 2  # what it began with is one, and asking is another
         sign, found, below = 1.0 if self.margin > 0 else -1.0, Edits(), 0
         while self.runs + 2 <= left:
             margin, effects_L = self.support(found)
