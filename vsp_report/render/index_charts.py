@@ -24,7 +24,7 @@ def _rows(rows: Sequence[dict[str, Any]]) -> alt.Data:
 
 
 def _framed(chart: Any, description: str) -> Any:
-    padding = {"left": 4, "right": 8, "top": 4, "bottom": 4}
+    padding = {"left": 22, "right": 8, "top": 4, "bottom": 4}  # a wider font than the renderer's needs some
     return chart.properties(description=description, padding=padding).configure(**chart_config())
 
 
