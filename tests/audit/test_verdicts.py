@@ -78,7 +78,7 @@ def test_what_was_not_measured_was_not_checked(project: Project) -> None:
     file = project.case("chair", {"after": {"covered": {"p": {"le": 0.05}}}})
     run = project.check()
     assert (run.code, run.last) == (3, "audit: could not run (3): 1 error")
-    assert f"cases/chair.yaml:{line_of(file, 'le:')}: covered: p among controls" in run.out
+    assert f"cases/chair.yaml:{line_of(file, ' le:')}: covered: p among controls" in run.out
     assert "observed not measured" in run.out
 
 
