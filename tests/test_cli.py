@@ -23,7 +23,7 @@ COMMANDS = [
     *(["sketchworld", name] for name in ("train", "eval", "draw", "rules")),
     ["sae"],
     *(["sae", name] for name in ("check", "convert")),
-    *([name] for name in ("check", "new", "schema")),
+    *([name] for name in ("audit", "check", "new", "schema")),
 ]
 
 

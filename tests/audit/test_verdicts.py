@@ -166,6 +166,16 @@ def test_enough_seeds_agree_whichever_way(project: Project) -> None:
     assert (run.code, run.last) == (1, "audit: not met (1): 1 not corrected, 1 confirmed")
 
 
+def test_seeds_are_a_part_of_the_question(project: Project) -> None:
+    """Other expectations are held against what is there; more seeds have to be run first."""
+    project.case("chair", {"repeat": SEEDS, "before": {"answer": project.figure("before.answer")}})
+    run = project.check()
+    assert run.code == 3 and "of another question" in run.out
+    fewer = SEEDS | {"agree": "1/3"}
+    project.case("seeds", {"repeat": fewer, "before": {"answer": project.figure("before.answer")}}, of="seeds")
+    assert project.check("seeds").code == 0
+
+
 # --- baselines ----------------------------------------------------------------------------------------------------
 
 
