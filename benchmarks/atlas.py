@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -37,24 +38,33 @@ from vsp_report.model.vlm import Prompt
 from vsp_report.study import photographs, survey, survey_plan
 
 SAE = "sketchworld/vision.3"
-POOL = 256
+POOL = 64
 """So many pictures are made ready and shown again and again: which ones they are is nothing to time or memory."""
 BATCH = 64
+
+
+def plans(folder: str) -> dict[bool, str]:
+    """Without control and with it; made once, for all processes."""
+    found = {}
+    for control in (False, True):
+        asked = survey.Asked("sketchworld", (SAE,), photographs.Scenes(POOL), device="cpu", control=control)
+        found[control] = str(survey.plan(asked, folder).folder)
+    return found
 
 
 class Ready:
     """A surveyor of the bundled model, and pictures that are ready for it."""
 
-    def __init__(self, pictures: int, control: bool) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        source = photographs.Scenes(pictures)
-        asked = survey.Asked("sketchworld", (SAE,), source, device="cpu", control=control)
-        # The world's truth is known of scenes only; a user's pictures have none, and it is no part of the comparison.
-        self.plan = survey.plan(asked, self.folder.name)
-        self.surveyor = survey.Surveyor(self.plan)
-        self.prompts = [self.surveyor.feeder.prompt(one.image) for batch in photographs.batches(source, range(
-            min(POOL, pictures)), BATCH) for one in batch]  # fmt: skip
+    def __init__(self, folder: str, pictures: int) -> None:
+        plan = survey.Plan.read(folder)
+        self.surveyor = survey.Surveyor(plan)
+        read = photographs.batches(plan.source, range(POOL), BATCH)
+        self.prompts = [self.surveyor.feeder.prompt(one.image) for batch in read for one in batch]
         self.batches = [list(range(k, min(k + BATCH, pictures))) for k in range(0, pictures, BATCH)]
+        # The truth is known of scenes only: a user's pictures have none, and it is no part of the comparison.
+        plan.source.__class__.truth = False
+        self.surveyor.dictionaries = [one._replace(frame=replace(one.frame, concepts=0))
+                                      for one in self.surveyor.dictionaries]  # fmt: skip
 
     def of(self, numbers: list[int]) -> list[Prompt]:
         return [self.prompts[n % len(self.prompts)] for n in numbers]
@@ -99,7 +109,7 @@ def dense(ready: Ready) -> None:
 def pictures(ready: Ready) -> None:
     """Reading: scenes drawn and made ready for the tower."""
     for numbers in ready.batches:
-        for batch in photographs.batches(ready.plan.source, numbers, BATCH):
+        for batch in photographs.batches(ready.surveyor.plan.source, [n % POOL for n in numbers], BATCH):
             for one in batch:
                 ready.surveyor.feeder.prompt(one.image)
 
@@ -108,29 +118,20 @@ WAYS = {"floor": (floor, False), "survey": (engine, False), "floor, two SAEs": (
         "survey with control": (engine, True), "dense": (dense, False), "pictures": (pictures, False)}  # fmt: skip
 
 
-def child(way: str, count: int) -> None:
-    work, control = WAYS[way]
-    ready = Ready(count, control)
-    ready.surveyor.plan.source.__class__.truth = False  # see above
-    ready.surveyor.dictionaries = [one._replace(frame=plain(one.frame)) for one in ready.surveyor.dictionaries]
+def child(way: str, folder: str, count: int) -> None:
+    work, _ = WAYS[way]
+    ready = Ready(folder, count)
     batches, ready.batches = ready.batches, ready.batches[:1]
     work(ready)
     ready.batches = batches
     print(json.dumps(measured(lambda: work(ready), "cpu")._asdict()))
 
 
-def plain(frame: survey.Frame) -> survey.Frame:
-    return survey.Frame(frame.latents, frame.unit, frame.references, frame.grids, frame.neighbours_LN, frame.width)
-
-
-def run(way: str, count: int, rounds: int, exact: bool = False) -> dict[str, float]:
+def run(way: str, folder: str, count: int, exact: bool = False) -> dict[str, float]:
     at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"} if exact else {}
-    found = []
-    for _ in range(rounds):
-        command = [sys.executable, __file__, "--only", way, "--count", str(count)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | at_once)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    return {key: median(one[key] for one in found) for key in found[0]}
+    command = [sys.executable, __file__, "--only", way, "--plan", folder, "--count", str(count)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | at_once)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def on_paper(gpu_tflops: float = 200.0) -> dict[str, float]:
@@ -162,18 +163,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", choices=WAYS, help="run one way in this process and print its figures")
-    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--count", type=int, default=256, help="how many pictures, with --only")
+    parser.add_argument("--plan", help="a survey's folder, with --only")
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
     if args.only:
-        return child(args.only, args.count)
+        return child(args.only, args.plan, args.count)
     found, counts = {}, {way: args.dense if way == "dense" else args.pictures for way in WAYS}
-    rounds: dict[str, list[dict]] = {way: [] for way in WAYS}
-    for _ in range(args.rounds):
-        for way in WAYS:
-            rounds[way].append(run(way, counts[way], 1))
+    with tempfile.TemporaryDirectory() as folder:
+        made = plans(folder)
+        rounds = [{way: run(way, made[WAYS[way][1]], counts[way]) for way in WAYS} for _ in range(args.rounds)]
+        sizes = (("survey", args.memory), ("dense", (args.dense // 2, args.dense)))
+        memory = {way: {n: run(way, made[False], n, exact=True)["extra_mib"] for n in of} for way, of in sizes}
     for way in WAYS:
-        found[way] = {key: median(one[key] for one in rounds[way]) for key in rounds[way][0]}
+        found[way] = {key: median(one[way][key] for one in rounds) for key in rounds[0][way]}
         found[way] |= {"pictures": counts[way], "ms_a_picture": 1000 * found[way]["cpu_seconds"] / counts[way]}
     base = found["floor"]["ms_a_picture"]
     ratios = {
@@ -187,8 +190,6 @@ def main(argv: list[str] | None = None) -> None:
     for way, one in found.items():
         each = one["ms_a_picture"]
         print(f"{way:24}{one['pictures']:>10}{each:>14.2f}{each / base:>10.2f}{1000 / each:>20.1f}")
-    memory = {way: {count: run(way, count, 1, exact=True)["extra_mib"] for count in counts_of}
-              for way, counts_of in (("survey", args.memory), ("dense", (args.dense // 2, args.dense)))}  # fmt: skip
     for way, of in memory.items():
         print(f"memory of {way}: " + ", ".join(f"{mib:.0f} MiB for {count}" for count, mib in of.items()))
     for key, value in ratios.items():

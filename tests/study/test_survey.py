@@ -28,7 +28,6 @@ from vsp_report.cli import main
 from vsp_report.errors import CheckpointError, ImageError, InputError, SteeringError
 from vsp_report.maths import projection
 from vsp_report.model.checkpoints import load_sae
-from vsp_report.recording import sha
 from vsp_report.run import executors
 from vsp_report.run.plan import foresee, look_around
 from vsp_report.sketchworld import concepts, rules
@@ -46,8 +45,12 @@ BROKEN = ("a/bomb.png", "b/cut.png", "b/words.jpg")
 
 def bomb() -> bytes:
     """A PNG whose head claims 30000 x 30000 pixels."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,12 @@ def atlases(whole: tuple[survey.Plan, Path], tmp_path: Path, drawn_map: None) ->
     return [load_atlas(one, verify=True) for one in make_atlases(plan, tallies, tmp_path, command="here")]
 
 
+def contents(tallies: Path) -> dict[str, tuple]:
+    """To the last bit; only the hour at which a file was written may differ."""
+    with np.load(tallies) as archive:
+        return {name: (archive[name].dtype, archive[name].shape, archive[name].tobytes()) for name in archive.files}
+
+
 def test_stopped_and_gone_on_equals_never_stopped(
     whole: tuple[survey.Plan, Path], folder: Path, tmp_path: Path
 ) -> None:
@@ -107,7 +116,7 @@ def test_stopped_and_gone_on_equals_never_stopped(
     assert again.folder == plan.folder
     merged = survey.survey(again, None, said.append)
     assert said[-1] == (PICTURES + len(BROKEN), PICTURES + len(BROKEN), PICTURES + len(BROKEN) - SHARD)
-    assert sha(merged.read_bytes()) == sha(whole[1].read_bytes())
+    assert contents(merged) == contents(whole[1])
 
 
 def test_merged_files_and_their_parts_count_once(folder: Path, tmp_path: Path, whole: tuple) -> None:
@@ -120,7 +129,7 @@ def test_merged_files_and_their_parts_count_once(folder: Path, tmp_path: Path, w
     assert [(first, last) for first, last, _ in survey.finished(plan)] == [(0, 1), (2, 2)]
     with ThreadPoolExecutor(1) as executor:
         merged = survey.survey(plan, executor)
-    assert sha(merged.read_bytes()) == sha(whole[1].read_bytes())
+    assert contents(merged) == contents(whole[1])
 
 
 def test_several_saes_in_one_pass_equal_each_alone(whole: tuple, folder: Path, tmp_path: Path) -> None:
@@ -164,7 +173,7 @@ def test_an_atlas_has_labels_control_and_pictures(atlases: list[Atlas]) -> None:
         made = atlas.provenance
         assert (made.sae, made.tap, made.n_images, made.n_broken) == (name, "vision.3", PICTURES, len(BROKEN))
         assert [line.partition(":")[0] for line in made.broken] == list(BROKEN)
-        assert "30000 x 30000" in made.broken[0]
+        assert "decompression bomb" in made.broken[0]
         assert atlas.labellings[0].source == "images" and set(atlas.labellings[0].words) == {"a", "b"}
         assert all(measure.untrained is not None for measure in atlas.quality)
         assert {one.name for k in np.flatnonzero(atlas.alive_L)[:9] for one in atlas.references(int(k))} <= set(
@@ -202,7 +211,7 @@ def test_what_a_user_says_of_latents_comes_first(folder: Path, tmp_path: Path, d
 
 def test_scenes_have_a_truth(tmp_path: Path, drawn_map: None) -> None:
     """Few of them: what is looked at here is that truth, labels and control arrive, not how good they are."""
-    found = survey.Asked("sketchworld", SAES[:1], photographs.Scenes(150), device="cpu", shard=64)
+    found = survey.Asked("sketchworld", SAES[:1], photographs.Scenes(96), device="cpu", shard=64)
     plan = survey.plan(found, tmp_path)
     atlas = load_atlas(make_atlases(plan, survey.survey(plan), tmp_path, command="")[0])
     assert [one.name for one in atlas.concepts] == list(concepts.CONCEPTS)
