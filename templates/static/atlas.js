@@ -464,7 +464,7 @@
       else for (var t = 0; t <= high; t += high > 3 ? 1 : 0.5) ticks.push([10 + (t - low) / step * wide, digits(t)]);
       parts.push(drawing("path", { "class": "axis", d: "M10 " + floor + "H" + (W - 10) + ticks.map(function (one) { return "M" + one[0].toFixed(1) + " " + floor + "v4"; }).join("") }));
       ticks.concat([[W / 2, title]]).forEach(function (one, n) {
-        var text = drawing("text", { x: one[0].toFixed(1), y: floor + (n === ticks.length ? 33 : 16) });
+        var text = drawing("text", { x: Math.max(12, Math.min(W - 18, one[0])).toFixed(1), y: floor + (n === ticks.length ? 33 : 16) });
         text.textContent = one[1];
         parts.push(text);
       });
