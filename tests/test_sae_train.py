@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,9 +78,9 @@ def test_a_run_through_a_cache_is_the_run_through_the_pictures(cache, tmp_path) 
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_an_unbroken_run(cache, tmp_path, capsys) -> None:
-    words = ["sae", "train", *SCENES, "--n", "24", "--cache", str(cache), "--tap", "vision.3", *SMALL, "--steps", "400"]
+    words = ["sae", "train", *SCENES, "--n", "24", "--cache", str(cache), "--tap", "vision.3", *SMALL, "--steps", "120"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vsp_report", *words, "--save-every", "5", "--out", str(tmp_path / "broken" / "run")],
+        [sys.executable, "-m", "vsp_report", *words, "--save-every", "2", "--out", str(tmp_path / "broken" / "run")],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     checkpoint = tmp_path / "broken" / "run" / "checkpoint.safetensors"
@@ -89,7 +90,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_an_unbroken_run(cache, tm
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "--resume goes on" in err and checkpoint.exists(), err
-    assert train(cache, tmp_path / "broken" / "run", "--resume", "--k", "9", "--steps", "400") == 2
+    assert train(cache, tmp_path / "broken" / "run", "--resume", "--k", "9", "--steps", "120") == 2
     assert "is of another run: k was 8, and is 9 now" in capsys.readouterr().err
     assert cli.main(["sae", "train", *words[2:], "--out", str(tmp_path / "broken" / "run")]) == 2
     assert "holds a run that was stopped" in capsys.readouterr().err
@@ -163,12 +164,20 @@ def test_words_that_do_not_fit_the_model_are_one_line(cache, tmp_path, capsys) -
 
 
 def test_two_processes_train_one_autoencoder(cache, tmp_path) -> None:
-    """As `accelerate launch` and `torchrun` start them, on a CPU."""
+    """On a CPU, with the words in their environment that every launcher gives its processes."""
     words = ["--n", "24", "--cache", str(cache), "--tap", "vision.3", *SMALL, "--out", str(tmp_path / "run")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "vsp_report", "sae", "train", *SCENES, *words, "--accelerate", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written:") == 1
+    command = [sys.executable, "-m", "vsp_report", "sae", "train", *SCENES, *words, "--accelerate", "--device", "cpu"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    team = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env=os.environ | team | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"})
+        for rank in "01"
+    ]  # fmt: skip
+    (first, err), (second, _) = (process.communicate(timeout=300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], err
+    assert first.count("written:") == 1 and second == ""
     told = json.loads((tmp_path / "run" / "vision.3" / "cfg.json").read_text())["metadata"]["vsp_report"]["provenance"]
     assert told["rows"] == 40 * 256 and told["figures"]["explained_variance"] > 0.8

@@ -92,8 +92,9 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_runs import recipe, run
+import vsp_report.study.train
 print("vsp_report.model.teams" in sys.modules, flush=True)
+from test_runs import recipe, run
 def kill(told):
     if next(iter(told.values())).step == 13:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -206,7 +207,8 @@ def as_a_team(work, size: int = 2) -> list:
             results[rank] = work(Threads(rank, shared, barrier))
         except BaseException as error:
             results[rank] = error
-            barrier.abort()
+            if not isinstance(error, Stopped):  # they stop together; anything else would leave the others waiting
+                barrier.abort()
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
     for thread in threads:

@@ -75,7 +75,8 @@ def _add_train(sae: Any) -> None:
     add("--model", metavar="M", help="a bundled name, a directory, or a Hub id@revision")
     add("--tap", action="append", metavar="TAP", help="where, such as vision.18, text.16 or connector; may be repeated")
     add("--images", metavar="DIR", help="a folder of pictures, or sketchworld for scenes of it")
-    add("--n", type=positive, metavar="N", help="how many pictures (default: all; 2000 scenes)")
+    # torchrun takes --n for one of its own options, also behind the module that it starts
+    add("--n", "--pictures", type=positive, metavar="N", help="how many pictures (default: all; 2000 scenes)")
     add("--out", type=Path, required=True, metavar="DIR", help="gets a folder for each tap, and the run's checkpoint")
     add("--resume", action="store_true", help="go on with the run that was stopped in --out, with the same options")
     add("--architecture", choices=ARCHITECTURES, help=f"(default: {TRAIN['architecture']}; the paper's is standard)")
@@ -174,6 +175,8 @@ def _sae_train(args: argparse.Namespace) -> int:
     finally:
         for bar in bars.values():
             bar.__exit__()
+    if found.rank:
+        return 0
     for name, reason in found.skipped.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     print(f"{'':<14}{'loss':>10}{'explained':>11}{'L0':>8}{'dead':>7}")

@@ -69,6 +69,8 @@ class Outcome(NamedTuple):
     trained: dict[str, Trained]
     skipped: dict[str, str]
     """pictures that could not be read, and why"""
+    rank: int = 0
+    """in a team; the first writes and speaks"""
 
 
 def train(
@@ -79,11 +81,14 @@ def train(
     recipe, checkpoint = plan.recipe, plan.out / CHECKPOINT
     pictures = image_set(plan.images, plan.n)
     team = _team(plan)
+    rank = team.rank if team else 0
+    if rank:
+        on_progress = _say_nothing
     device = device_named(plan.device) if team is None else str(team.device)
     with stopping() as check, _recipes_faults():
         source, identity = _source(plan, pictures, device, team, check, on_progress)
         _check_free(plan, source.taps)  # once more: vision.-1 has a number now
-        share = (team.rank, team.size) if team else (0, 1)
+        share = (rank, team.size if team else 1)
         batch = recipe.batch // share[1]
         # In a team, one that leaves its load would let the others wait for ever.
         stream = Stream(source, batch, recipe.seed, buffer=plan.buffer * batch, share=share,
@@ -99,13 +104,13 @@ def train(
             resume=plan.resume, every=plan.every, check=check, on_step=done,
         )  # fmt: skip
         folders = {tap: plan.out / tap for tap in trained}
-        if team is None or team.rank == 0:
+        if rank == 0:
             for tap, one in trained.items():
                 save_sae(one.sae.replace(name=f"{plan.out.name}/{tap}"), folders[tap], DTYPES["float32"])
             checkpoint.unlink(missing_ok=True)
     if team is not None:
         team.close()
-    return Outcome(folders, trained, dict(source.skipped))
+    return Outcome(folders, trained, dict(source.skipped), rank)
 
 
 def _check(plan: Plan) -> None:
@@ -192,6 +197,10 @@ def _written(
         folder, identity, rows, check=check,
         on_chunk=lambda done: on_progress(Told("pictures", min(total, done * rows.per_pass), total)),
     )  # fmt: skip
+
+
+def _say_nothing(told: Told) -> None:
+    pass
 
 
 def _steps_told(on_progress: Callable[[Told], None], steps: int) -> Callable[[dict[str, Step]], None]:
