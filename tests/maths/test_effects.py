@@ -120,6 +120,22 @@ def test_a_planted_effect_of_four_spreads_is_found() -> None:
     assert np.mean([_p_of(seed, 4.0) <= 0.05 for seed in range(100)]) >= 0.9
 
 
+def test_the_best_of_many_has_to_be_compared_with_the_best_of_many() -> None:
+    """Where nothing is planted, a search for the strongest beats sets drawn by chance nearly always, which would be a
+    finding in every case. Among searches through as many others it is one like them, and p is uniform."""
+    by_chance, as_hard = [], []
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        effect_NL = generator.normal(0, 1, (20, 120))
+        best_N = np.sort(effect_NL, axis=1)[:, -5:].sum(1)
+        sets = [generator.choice(120, 5, replace=False) for _ in range(19)]
+        by_chance.append(effects.permutation_p(best_N[0], [effect_NL[0, one].sum() for one in sets]))
+        as_hard.append(effects.permutation_p(best_N[0], best_N[1:]))
+    assert np.mean(np.array(by_chance) <= 0.05) > 0.95
+    p_N = np.array(as_hard) - np.random.default_rng(0).random(300) / 20
+    assert kstest(p_N, "uniform").pvalue > 0.01
+
+
 @pytest.mark.parametrize("draws", [19, 40, 100, 199])
 def test_zero_lies_outside_the_interval_exactly_where_p_is_at_most_5_percent(draws: int) -> None:
     generator = np.random.default_rng(draws)

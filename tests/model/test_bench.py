@@ -131,6 +131,58 @@ def test_a_classification_is_held_in_the_same_way(sae) -> None:
     _nearly(held.shifts(held.changes([Steering(str(k), (Edit((k,), "scale", 0.9),)) for k in strong])), effects[strong])
 
 
+def _odds(likely_V: np.ndarray, choice: int) -> float:
+    """Log-odds against all else, the long way."""
+    return float(likely_V[choice] - np.log(np.delete(np.exp(likely_V), choice).sum()))
+
+
+@pytest.mark.parametrize("contrast", list(CONTRASTS.values())[:2], ids=list(CONTRASTS)[:2])
+def test_what_else_may_be_said_is_known_where_the_answers_part(vlm, sae, asked, contrast: Contrast) -> None:
+    held = bench.answering(vlm, sae, asked, contrast)
+    right, wrong = held.parting
+    assert {held.word(right), held.word(wrong)} == {contrast.right.split()[-1], contrast.wrong.split()[-1]}
+    changes = list(held.changes(_steerings(sae, _active(held))))
+    likely_NV = held.likely(changes)
+    assert np.exp(likely_NV).sum(1) == pytest.approx(np.ones(len(changes)), abs=1e-4)
+    assert likely_NV[:, right] - likely_NV[:, wrong] == pytest.approx(held.log_odds(changes), abs=2e-4)
+
+
+def test_answers_of_which_one_begins_with_the_other_never_part(vlm, sae, asked) -> None:
+    assert bench.answering(vlm, sae, asked, Contrast("on a hand with a mitten", "on a hand")).parting is None
+
+
+def test_pulls_are_what_small_edits_do_to_the_odds_against_all_else(vlm, sae, asked) -> None:
+    held = bench.answering(vlm, sae, asked, CONTRASTS["one token"])
+    base = _steerings(sae, _active(held))[0]
+    choices = [held.parting[0], int(held.likely([held.change(base)])[0].argsort()[-3])]
+    pulls_CL = held.pulls(choices, base)
+    start_V = held.likely([held.change(base)])[0]
+    for choice, pulls_L in zip(choices, pulls_CL, strict=True):
+        free = [k for k in np.argsort(-np.abs(pulls_L)).tolist() if k not in base.edits[0].latents][:6]
+        small = [Steering(str(k), (*base.edits, Edit((k,), "scale", 0.98))) for k in free]
+        moved_N = [_odds(likely_V, choice) - _odds(start_V, choice) for likely_V in held.likely(held.changes(small))]
+        _nearly(np.array(moved_N), torch.as_tensor(0.02 * pulls_L[free]))
+
+
+def test_a_text_is_read_token_by_token_under_a_change(vlm, sae, asked) -> None:
+    held = bench.answering(vlm, sae, asked, CONTRASTS["one token"])
+    ids = vlm.tokenizer("a person sitting on a chair", add_special_tokens=False)["input_ids"]
+    steering = _steerings(sae, _active(held))[0]
+    odds_NT = held.read([torch.zeros_like(held.states_SD), held.change(steering)], ids)
+    likely_T = vlm.replay(asked, [ids])[0].log_probs_N.double().numpy()
+    assert odds_NT.shape == (2, len(ids)) and not np.allclose(odds_NT[0], odds_NT[1], atol=1e-3)
+    assert -np.log1p(np.exp(-odds_NT[0])) == pytest.approx(likely_T, abs=1e-4)
+
+
+def test_classes_are_what_else_a_classification_may_say(sae) -> None:
+    clip = load_clip("sketchworld-clip")
+    classes = clip.classes(ClassList("animals", ("duck", "rabbit", "goat"), ("a {}",)))
+    picture = clip.read(plant("hidden-cue", "duck-rabbit", 1).scene.draw(192))
+    held = bench.classifying(clip, sae, picture, classes, Contrast("duck", "rabbit"))
+    assert held.parting == (0, 1) and held.word(2) == "goat"
+    assert np.exp(held.likely([torch.zeros_like(held.states_SD)])).sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_what_cannot_be_held_is_refused(vlm, sae, asked) -> None:
     text = load_sae(bundled("sketchworld/text.2"))
     with pytest.raises(SteeringError, match="text tap"):
