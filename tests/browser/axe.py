@@ -17,7 +17,10 @@ def _script() -> str:
 def violations(page: Page, rules: str = "") -> list[str]:
     """What breaks a rule, with where. `rules`: only one of them."""
     page.value(f"{_script()}; true")
-    only = f"{{runOnly: {{type: 'rule', values: ['{rules}']}}}}" if rules else "{}"
-    found = page.value(f"axe.run(document, {only}).then(r => r.violations.map(v => "
-                       "v.id + ': ' + v.nodes.slice(0, 4).map(n => n.target.join(' ')).join(', ')))")  # fmt: skip
-    return list(found)
+    only = f"runOnly: {{type: 'rule', values: ['{rules}']}}, " if rules else ""
+    # It is begun and then asked for, as a long page takes a slow machine longer than an answer may.
+    page.value(f"window.said = null, axe.run(document, {{{only}resultTypes: ['violations']}}).then("
+               "r => said = r.violations.map(v => v.id + ': ' + v.nodes.slice(0, 4).map(n => n.target.join(' '))),"
+               " e => said = [String(e)]), true")  # fmt: skip
+    page.wait("window.said")
+    return list(page.value("said"))
