@@ -36,6 +36,7 @@ from vsp_report.maths.tallies import BINS
 from vsp_report.model.feeding import Feeder
 from vsp_report.model.vlm import Prompt
 from vsp_report.study import photographs, survey, survey_plan
+from vsp_report.study.photographs import Photograph
 
 SAE = "sketchworld/vision.3"
 POOL = 64
@@ -62,7 +63,6 @@ class Ready:
         self.prompts = [self.surveyor.feeder.prompt(one.image) for batch in read for one in batch]
         self.batches = [list(range(k, min(k + BATCH, pictures))) for k in range(0, pictures, BATCH)]
         # The truth is known of scenes only: a user's pictures have none, and it is no part of the comparison.
-        plan.source.__class__.truth = False
         self.surveyor.dictionaries = [one._replace(frame=replace(one.frame, concepts=0))
                                       for one in self.surveyor.dictionaries]  # fmt: skip
 
@@ -82,7 +82,8 @@ def floor(ready: Ready) -> None:
 def engine(ready: Ready) -> None:
     tallies = ready.surveyor.tallies()
     for numbers in ready.batches:
-        ready.surveyor.add(tallies, numbers, ready.surveyor.feeder.see(ready.of(numbers)))
+        batch = [Photograph(number, None) for number in numbers]
+        ready.surveyor.add(tallies, batch, ready.surveyor.feeder.see(ready.of(numbers)))
     for tally in tallies:
         tally.arrays()
 

@@ -168,3 +168,14 @@ def test_the_atlas_of_other_weights_is_not_found(saved: Path) -> None:
 )
 def test_slugs(asked: tuple[str, str, str], slug: str) -> None:
     assert rooms.slug_of(*asked) == slug
+
+
+def test_sheets_that_no_atlas_names_are_cleared(saved: Path) -> None:
+    parent = saved.parent
+    older = parent / rooms.save_sheets(parent, [b"an older sheet"])
+    (parent / "pictures-of-mine").mkdir()
+    atlas = rooms.load_atlas(saved)
+    assert rooms.sweep_sheets(parent) == [older]
+    assert rooms.load_atlas(saved, verify=True) and (parent / "pictures-of-mine").is_dir() and not older.exists()
+    (parent / atlas.slug / "atlas.json").write_text("{")
+    assert rooms.sweep_sheets(parent) == []

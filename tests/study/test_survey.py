@@ -288,7 +288,7 @@ def test_both_halves_of_the_scenes_have_portraits_of_every_kind() -> None:
 def test_concepts_lie_where_the_scene_has_them() -> None:
     for seed, family in enumerate(rules.FAMILIES):
         scene = rules.sample_scene(1_700_000_000 + seed, family)
-        found = concepts.shown(scene, 12, 12, 192)
+        found = concepts.shown(scene, 12, 12, concepts.masks_of(scene, 192))
         assert {concepts.CONCEPTS[c] for c in np.flatnonzero(found.concepts_C)} <= concepts.concepts_in(scene)
         coverage = scene.coverage(12, 12) if scene.parts else np.zeros((0, 12, 12))
         shown = np.zeros((144, len(concepts.CONCEPTS)), bool)

@@ -18,7 +18,17 @@ Pages need nothing else: neither the pictures' folder nor the model. Nothing in 
 same survey twice gives the same bytes, and its hash (`atlas_sha`) is that of atlas.json.
 """
 
-from vsp_report.atlas.folder import ARRAYS, ATLAS, atlas_sha, atlases_in, load_atlas, save_atlas, save_sheets, sheet_sha
+from vsp_report.atlas.folder import (
+    ARRAYS,
+    ATLAS,
+    atlas_sha,
+    atlases_in,
+    load_atlas,
+    save_atlas,
+    save_sheets,
+    sheet_sha,
+    sweep_sheets,
+)
 from vsp_report.atlas.parts import (
     ABSENT,
     SCHEMA,
@@ -42,5 +52,5 @@ __all__ = [
     "ABSENT", "ARRAYS", "ATLAS", "ATLASES", "SCHEMA", "Arrays", "Atlas", "Cluster", "Concept", "Label", "Labelling",
     "LatentFacts", "Measure", "Neighbour", "Provenance", "Reference", "Sheets", "Spot", "atlas_sha", "atlases_in",
     "find_atlas", "load_atlas", "save_atlas", "save_sheets", "sheet_sha", "shelf_sha",
-    "slug_of",
+    "slug_of", "sweep_sheets",
 ]  # fmt: skip

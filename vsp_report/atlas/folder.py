@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -51,6 +52,18 @@ def save_sheets(parent: str | Path, sheets: Sequence[bytes]) -> str:
     if not all((folder / file).is_file() for file in contents) or not contents:
         write_folder(folder, contents)
     return name
+
+
+def sweep_sheets(parent: str | Path) -> list[Path]:
+    """Clear sheets that no atlas names any more. Where an atlas cannot be read, nothing is known, and all stay."""
+    try:
+        named = {_read_json(folder / ATLAS)["sheets"]["folder"] for folder in atlases_in(parent)}
+    except (InputError, KeyError, TypeError):
+        return []
+    swept = [p for p in Path(parent).iterdir() if _SHEETS.fullmatch(p.name) and p.name not in named and p.is_dir()]
+    for folder in swept:
+        shutil.rmtree(folder, ignore_errors=True)
+    return swept
 
 
 def sheet_sha(sheets: Sequence[bytes]) -> str:

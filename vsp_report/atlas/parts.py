@@ -41,7 +41,7 @@ class Provenance:
     images: str
     """where the pictures are from: a folder's name, or sketchworld"""
     images_sha: str
-    """of their names, sizes and bytes; of sketchworld, of its seeds"""
+    """of their names, sizes and labels; of sketchworld, of its seeds"""
     n_images: int
     """that were read; broken ones do not count"""
     n_patches: int

@@ -6,6 +6,7 @@ its mark together. A chart is its whole picture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,14 +45,16 @@ def concepts_in(scene: Scene) -> set[str]:
     return said
 
 
-def shown(scene: Scene, rows: int, columns: int, size_px: int) -> Shown:
-    """What a scene shows on a grid of patches. `size_px` is the size at which it is drawn anyway: its masks are there.
+def masks_of(scene: Scene, size_px: int) -> list[np.ndarray]:
+    """Of each part; at the size at which a scene was just drawn they are there already."""
+    return [scene.mask(i, size_px) for i in range(len(scene.parts))]
 
-    A patch shows a thing when the thing covers `COVERED` of it.
-    """
+
+def shown(scene: Scene, rows: int, columns: int, masks: Sequence[np.ndarray]) -> Shown:
+    """What a scene shows on a grid of patches. A patch shows a thing when the thing covers `COVERED` of it."""
     named: list[tuple[np.ndarray, set[str]]] = []
     for i, part in enumerate(scene.parts):
-        patches = np.flatnonzero(_shares(scene.mask(i, size_px), rows, columns) >= COVERED)
+        patches = np.flatnonzero(_shares(masks[i], rows, columns) >= COVERED)
         named.append((patches, _words(scene, i, part)))
     if scene.chart:
         named.append((np.arange(rows * columns), {"chart"}))

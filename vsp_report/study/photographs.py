@@ -42,6 +42,8 @@ class Photograph(NamedTuple):
     image: Any
     """upright, RGB; None for a broken one"""
     fault: str = ""
+    masks: tuple[np.ndarray, ...] = ()
+    """of a scene's parts"""
 
 
 # --- sources -----------------------------------------------------------------------------------------------------
@@ -137,18 +139,20 @@ class Scenes:
         return (number // (3 * len(rules.PORTRAITS))) % 2
 
     def read(self, numbers: Sequence[int], workers: ThreadPoolExecutor) -> list[Photograph]:
-        from vsp_report.sketchworld import charts
+        from vsp_report.sketchworld import charts, concepts
 
         scenes = [self.scene(number) for number in numbers]
         drawn = iter(charts.draw_many([scene.chart for scene in scenes if scene.chart], SCENE_PX))
-        return [Photograph(number, next(drawn).convert("RGB") if scene.chart else scene.draw(SCENE_PX))
+        # Masks at once: what was drawn is soon forgotten, and would be drawn again.
+        return [Photograph(number, next(drawn).convert("RGB") if scene.chart else scene.draw(SCENE_PX), "",
+                           tuple(concepts.masks_of(scene, SCENE_PX)))
                 for number, scene in zip(numbers, scenes, strict=True)]  # fmt: skip
 
-    def shown(self, number: int, rows: int, columns: int) -> Any:
+    def shown(self, photograph: Photograph, rows: int, columns: int) -> Any:
         """What a scene shows on a grid of patches."""
         from vsp_report.sketchworld import concepts
 
-        return concepts.shown(self.scene(number), rows, columns, SCENE_PX)
+        return concepts.shown(self.scene(photograph.number), rows, columns, photograph.masks)
 
     @property
     def concepts(self) -> tuple[str, ...]:

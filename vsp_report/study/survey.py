@@ -37,6 +37,7 @@ from vsp_report.model.feeding import Feeder
 from vsp_report.model.sae import Sae
 from vsp_report.model.taps import Tap
 from vsp_report.study import photographs, sheets
+from vsp_report.study.photographs import Photograph
 from vsp_report.study.survey_plan import CONTROL_SEED, Asked, Plan, kept_vlm, npz, plan
 
 JUDGED = 20_000
@@ -89,20 +90,21 @@ class Surveyor:
     def tallies(self) -> list[Tally]:
         return [Tally(one.frame) for one in self.dictionaries]
 
-    def add(self, tallies: Sequence[Tally], numbers: Sequence[int], fed: feeding.Fed) -> None:
+    def add(self, tallies: Sequence[Tally], batch: Sequence[Photograph], fed: feeding.Fed) -> None:
         """One batch, to the tally of each SAE."""
         embeddings_BD = self.plan.embedded(feeding.mean_states(fed, self.feeder.top))
-        truth = self._truth(numbers, fed) if self.plan.source.truth else None
+        truth = self._truth(batch, fed) if any(tally.frame.concepts for tally in tallies) else None
+        numbers = [one.number for one in batch]
         for tally, one in zip(tallies, self.dictionaries, strict=True):
             entries = feeding.entries_of(one.sae, fed, one.tap, numbers)
             tally.add(entries, embeddings_BD=embeddings_BD, truth=truth)
 
-    def _truth(self, numbers: Sequence[int], fed: feeding.Fed) -> Truth:
+    def _truth(self, batch: Sequence[Photograph], fed: feeding.Fed) -> Truth:
         source, patches_B = self.plan.source, fed.patches_B
         first_B = patches_B.cumsum() - patches_B
-        shown = [source.shown(number, *map(int, grid)) for number, grid in zip(numbers, fed.grids_B2, strict=True)]
+        shown = [source.shown(one, *map(int, grid)) for one, grid in zip(batch, fed.grids_B2, strict=True)]
         row_X = np.concatenate([one.patch_X + first for one, first in zip(shown, first_B, strict=True)])
-        halves = [source.half(number) if number < JUDGED else 2 for number in numbers]
+        halves = [source.half(one.number) if one.number < JUDGED else 2 for one in batch]
         return Truth(np.array(halves), np.stack([s.concepts_C for s in shown]),
                      row_X, np.concatenate([one.concept_X for one in shown]))  # fmt: skip
 
@@ -124,7 +126,7 @@ def survey_shard(folder: str, shard: int, on_batch: Callable[[int], None] | None
         broken += [[one.number, plan.source.name(one.number), one.fault] for one in batch if one.image is None]
         if good:
             fed = surveyor.feeder.feed([one.image for one in good])
-            surveyor.add(tallies, [one.number for one in good], fed)
+            surveyor.add(tallies, good, fed)
             small |= {one.number: (sheets.packed(photographs.grid_crop(one.image, box, plan.facts["cell_px"])), grid)
                       for one, box, grid in zip(good, fed.boxes_B4, fed.grids_B2.tolist(), strict=True)}  # fmt: skip
         done += len(batch)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from vsp_report.atlas import (
     save_atlas,
     save_sheets,
     slug_of,
+    sweep_sheets,
 )
 from vsp_report.errors import InputError
 from vsp_report.maths import projection, quality
@@ -89,7 +91,8 @@ def make_atlases(
         raise InputError(given.made, f"labels latents, and there are {atlases} SAEs", "Survey one --sae at a time.")
     on_step("figures")
     found, small, broken = load_tallies(plan, tallies.name)
-    every = [surveyed(plan, tally) for tally in found]
+    label_of = cache(source.label)
+    every = [surveyed(plan, tally, label_of) for tally in found]
     trained = every[:atlases]
     kept = sorted({int(i) for one in trained for i in one.references_LR[:, :KEPT].ravel() if i >= 0})
     on_step("pictures")
@@ -134,13 +137,14 @@ def make_atlases(
             sheets=placed, arrays=arrays,
         )  # fmt: skip
         written.append(save_atlas(parent, atlas))
+    sweep_sheets(parent)
     return written
 
 
-def surveyed(plan: Plan, tally: Tally) -> Surveyed:
+def surveyed(plan: Plan, tally: Tally, label_of: Callable[[int], str]) -> Surveyed:
     references_LR, strengths_LR = tally.references.table(tally.frame.latents, tally.frame.references)
     source, numbers = plan.source, np.unique(references_LR[references_LR >= 0])
-    said = [source.label(int(i)) for i in numbers]
+    said = [label_of(int(i)) for i in numbers]
     labels = tuple(sorted({label for label in said if label}))
     order = {label: n for n, label in enumerate(labels)}
     label_N = np.full(len(source), -1, np.int64)
