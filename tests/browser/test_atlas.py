@@ -47,6 +47,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(known: Path) -> Iterator[str]:
+    (known.parent / "index.html").write_text("<title>above</title>")
     running = preview.server(known.parent)
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
@@ -199,7 +200,7 @@ def test_masks_answer(page: Page, served: str, living: list[int]) -> None:
 def test_a_latent_says_what_is_known_of_it(page: Page, known: Path, living: list[int]) -> None:
     atlas = load_atlas(known / MAIN)
     poor = next(n for n in living if atlas.label(n).score < 0.5)
-    opened(page, (known / MAIN / f"index.html#latent={poor}").as_uri().replace("%23", "#"))
+    opened(page, f"{(known / MAIN).as_uri()}/index.html#latent={poor}")
     said = page.value("document.querySelector('[data-latent-view]').textContent")
     facts = atlas.facts(poor)
     assert page.value("document.querySelector('.labels .word').className") == "word poor"
@@ -255,7 +256,7 @@ def test_from_the_list_to_a_latent_and_back_by_keys(page: Page, known: Path) -> 
 
 
 def test_a_link_to_a_cluster_narrows(page: Page, known: Path) -> None:
-    opened(page, (known / MAIN / "index.html#cluster=3").as_uri().replace("%23", "#"))
+    opened(page, f"{(known / MAIN).as_uri()}/index.html#cluster=3")
     assert shown(page) == load_atlas(known / MAIN).clusters[3].size
     assert page.value("document.querySelector('[name=cluster]').value") == "3"
 
