@@ -19,7 +19,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --disable-quic --disable-dev-shm-usage --hide-scrollbars --mute-audio --disable-extensions"
 ).split()
-SECONDS = 30.0
+SECONDS = 90.0
 
 
 class BrowserError(Exception):

@@ -46,7 +46,8 @@ def kinds(built: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_axe_finds_nothing(page: Page, kinds: dict[str, Path], kind: str) -> None:
     page.open(kinds[kind].as_uri())
-    page.value(OPEN_ALL)
+    if kind != "an export":  # whose tables are those of the case
+        page.value(OPEN_ALL)
     assert violations(page) == []
     page.scheme("dark")
     assert violations(page, "color-contrast") == []
