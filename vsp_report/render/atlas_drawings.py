@@ -43,9 +43,9 @@ def shades_of(entropy_L: np.ndarray) -> np.ndarray:
 def scatter(atlas: Atlas) -> str:
     """Frequency across, mean activation up, both by logarithm; the colour is label entropy."""
     a, seen = atlas.arrays, atlas.alive_L & (atlas.arrays.mean_L > 0)
-    x, y = np.log10(a.frequency_L[seen].astype(float)), np.log10(a.mean_L[seen].astype(float))
+    x, y = np.log10(100 * a.frequency_L[seen].astype(float)), np.log10(a.mean_L[seen].astype(float))
     across, up = _Axis.over(x, LEFT, WIDTH - RIGHT), _Axis.over(y, HEIGHT - BOTTOM, TOP)
-    parts = [_ticks_below(across, "share of pictures that activate it"), _ticks_left(up, "mean activation there")]
+    parts = [_ticks_below(across, "percent of pictures that activate it"), _ticks_left(up, "mean activation there")]
     level = shades_of(a.entropy_L[seen])
     for one in reversed(range(SHADES)):
         parts.append(_points(across.at(x[level == one]), up.at(y[level == one]), f"e{one}"))

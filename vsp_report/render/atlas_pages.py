@@ -172,7 +172,7 @@ def _drawings(atlas: Atlas) -> dict[str, str]:
     return {
         "scatter": atlas_drawings.scatter(atlas),
         "map": atlas_drawings.map_of(atlas),
-        "frequency": atlas_drawings.histogram(a.frequency_L[alive], "share of pictures", log=True),
+        "frequency": atlas_drawings.histogram(100 * a.frequency_L[alive], "percent of pictures", log=True),
         "mean": atlas_drawings.histogram(a.mean_L[alive & (a.mean_L > 0)], "mean activation", log=True),
         **{name: atlas_drawings.histogram(values, title, log=False) for name, title, values in by_entropy},
     }
