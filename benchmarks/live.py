@@ -5,7 +5,8 @@ Everything in one process: the panel's worker, the round and the model are what 
 two is what the panel costs: reading the message, finding the latents, editing, an unedited row in the same batch to
 measure the change against, listening.
 
-The socket between a page and its kernel is left out: it was measured at one to three milliseconds.
+The time on the clock is what a reader waits, and the goal is about it; on a machine that does other work besides, the
+time that the processor spent tells more, and both are given. The socket between a page and its kernel is left out.
 """
 
 from __future__ import annotations
@@ -18,13 +19,27 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from vsp_report import paths
 from vsp_report.live.panel import Panel, Settings
 from vsp_report.model.devices import without_progress
 
 GOAL_RATIO, GOAL_MS = 1.15, 50.0
+
+
+class Spent(NamedTuple):
+    wall_ms: float
+    cpu_ms: float
+    """of all threads of this process"""
+
+
+def now() -> Spent:
+    return Spent(1000 * time.perf_counter(), 1000 * time.process_time())
+
+
+def since(began: Spent, at: Spent | None = None) -> Spent:
+    return Spent(*(b - a for a, b in zip(began, at or now(), strict=True)))
 
 
 class Reader:
@@ -40,23 +55,23 @@ class Reader:
         self.spec = spec
 
     def _told(self, event: dict[str, Any]) -> None:
-        self.times.setdefault(event["type"], time.perf_counter())
+        self.times.setdefault(event["type"], now())
         self.failed = event.get("message", self.failed) if event["type"] == "failed" else self.failed
         if event["type"] in ("done", "failed", "cancelled"):
             self.over.set()
 
-    def _send(self, **message: Any) -> dict[str, float]:
+    def _send(self, **message: Any) -> dict[str, Spent]:
         self.seq += 1
         self.times.clear()
         self.over.clear()
-        began = time.perf_counter()
+        began = now()
         self.panel.hear({"seq": self.seq, **message})
         self.over.wait()
         if self.failed:
             sys.exit(f"error: {self.failed}")
-        return {kind: 1000 * (at - began) for kind, at in self.times.items()}
+        return {kind: since(began, at) for kind, at in self.times.items()}
 
-    def round(self, edits: list[dict[str, Any]]) -> dict[str, float]:
+    def round(self, edits: list[dict[str, Any]]) -> dict[str, Spent]:
         return self._send(type="run", prompt=self.spec["case"]["prompt"], edits=edits, look=False)
 
 
@@ -72,21 +87,26 @@ def main(argv: list[str] | None = None) -> int:
         edits = reader.spec["steerings"][0]["edits"]
         asked = subject.vlm.prepare(subject.image, subject.prompt, subject.system)
 
-        def bare() -> float:
-            began = time.perf_counter()
+        def bare() -> Spent:
+            began = now()
             subject.vlm.generate(asked, subject.max_new_tokens)
-            return 1000 * (time.perf_counter() - began)
+            return since(began)
 
         bare(), reader.round(edits)  # whatever is slower the first time
         # In turn, because other work on the machine comes and goes.
         pairs = [(bare(), reader.round(edits)) for _ in range(args.rounds)]
-    generate_ms = median(pair[0] for pair in pairs)
-    token_ms, answer_ms, whole_ms = (median(pair[1][kind] for pair in pairs) for kind in ("token", "answered", "done"))
-    over_ms = answer_ms - (GOAL_RATIO * generate_ms + GOAL_MS)
-    found = {"generate_ms": generate_ms, "first_token_ms": token_ms, "answer_ms": answer_ms, "measured_ms": whole_ms,
-             "ratio": answer_ms / generate_ms, "beyond_goal_ms": over_ms, "met": over_ms <= 0}  # fmt: skip
+    found: dict[str, Any] = {}
+    for clock in Spent._fields:
+        plain = median(getattr(pair[0], clock) for pair in pairs)
+        token, answer, whole = (median(getattr(pair[1][kind], clock) for pair in pairs)
+                                for kind in ("token", "answered", "done"))  # fmt: skip
+        mark = "" if clock == "wall_ms" else "cpu_"
+        named = {"generate": plain, "first_token": token, "answer": answer, "measured": whole}
+        named["beyond_goal"] = answer - (GOAL_RATIO * plain + GOAL_MS)
+        found |= {f"{name}_{mark}ms": value for name, value in named.items()}
+    found["met"] = found["beyond_goal_ms"] <= 0
     for name, value in found.items():
-        print(f"{name:16}{value if isinstance(value, bool) else format(value, '.2f')}")
+        print(f"{name:22}{value if isinstance(value, bool) else format(value, '.2f')}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(found | {"case": args.case, "rounds": args.rounds}, indent=1) + "\n")

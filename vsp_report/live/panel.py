@@ -333,7 +333,7 @@ def widget(inquiry: Any) -> Any:
     def show(spec: dict[str, Any]) -> None:
         shown.spec = spec
 
-    panel = Panel(settings, shown.send, show, sitting)
+    panel = Panel(settings, lambda event: shown.send(event), show, sitting)
     shown.on_msg(lambda _, content, buffers: panel.hear(content))
     _make_cells_wait()
     return shown

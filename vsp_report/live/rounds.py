@@ -37,7 +37,7 @@ from vsp_report.study.inquiry import Inquiry
 from vsp_report.study.observe import _tokens
 from vsp_report.study.pictures import Seen as Picture
 from vsp_report.study.resolve import Resolved
-from vsp_report.study.steer import Said, steer
+from vsp_report.study.steer import Looked, Said, look_once, steer
 from vsp_report.study.subjects import Asking, load_subject, said_texts
 
 STRONGEST = 24
@@ -68,6 +68,8 @@ class Sitting:
     """what came out, by what was asked"""
     asked_before: dict[str, Inquiry] = field(default_factory=dict)
     """the same in other words"""
+    looked: dict[str, Looked] = field(default_factory=dict)
+    """each of these questions, read, and its picture looked at"""
 
     @property
     def case(self) -> Case:
@@ -118,7 +120,8 @@ class Sitting:
         tell({"type": "started", "prompt": run.prompt, "edits": edits, "mode": run.mode})
         steering = resolved and resolved.steering
         if isinstance(inquiry.subject, Asking):
-            before, answered, change = _say(inquiry.subject, steering, tell, stop)
+            looked = self._looked(inquiry.subject)
+            before, answered, change = _say(inquiry.subject, looked, steering, tell, stop)
             tell(replay.answered(answered, change))
             if stop():
                 raise Stopped
@@ -128,7 +131,7 @@ class Sitting:
                 if right is not None:
                     tell(replay.odds(answered))
             if run.look:
-                tell({"type": "looked", **_look(inquiry, resolved, answered, stop)})
+                tell({"type": "looked", **_look(inquiry, looked, resolved, answered, stop)})
         else:
             found = inquiry.subject.answers([steering] if steering else [])
             before, answered = found.clean, found.after[0] if steering else found.clean
@@ -161,6 +164,15 @@ class Sitting:
         p = permutation_p(change, changes)
         tell(replay.controls(rounded, p, flip_share(margin, changes), beyond_controls(change, rounded)))
         return p
+
+    def _looked(self, subject: Asking) -> Looked:
+        if subject.prompt not in self.looked:
+            while len(self.looked) > 4:
+                del self.looked[next(iter(self.looked))]
+            self.looked[subject.prompt] = look_once(
+                subject.vlm, subject.sae, subject.image, subject.prompt, system=subject.system, tap=subject.tap
+            )
+        return self.looked[subject.prompt]
 
     def _inquiry(self, prompt: str) -> Inquiry:
         """The inquiry into this prompt; what depends on the words alone is looked for again."""
@@ -249,22 +261,22 @@ def _resolved(inquiry: Inquiry, case: Case) -> Resolved | None:
 
 
 def _say(
-    subject: Asking, steering: Steering | None, tell: Tell, stop: Callable[[], bool]
+    subject: Asking, looked: Looked, steering: Steering | None, tell: Tell, stop: Callable[[], bool]
 ) -> tuple[Answered, Answered, float | None]:
     """What it says as it is and steered, and how far that moved the contrast."""
     row = 0 if steering is None else 2 if steering.mode == "reconstruct" else 1
     spoken = _as(Speaking, subject.vlm, row=row, tell=tell, stop=stop)
-    said = _steered(subject, spoken, steering, subject.contrast)
+    said = _steered(subject, spoken, looked, steering, subject.contrast)
     before = _answered(subject.vlm, said.before)
     if steering is None:
         return before, before, None
     return before, _answered(subject.vlm, said.after[0]), said.after[0].change
 
 
-def _steered(subject: Asking, vlm: Vlm, steering: Steering | None, contrast: Any) -> Any:
+def _steered(subject: Asking, vlm: Vlm, looked: Looked, steering: Steering | None, contrast: Any) -> Any:
     return steer(
         vlm, subject.sae, subject.image, subject.prompt, [steering] if steering else [], system=subject.system,
-        contrast=contrast, max_new_tokens=subject.max_new_tokens, tap=subject.tap,
+        contrast=contrast, max_new_tokens=subject.max_new_tokens, tap=subject.tap, looked=looked,
     )  # fmt: skip
 
 
@@ -337,7 +349,9 @@ class Looking(Vlm):
         return [Answer(self.ids, "", True)] * len(prompt)
 
 
-def _look(inquiry: Inquiry, resolved: Resolved | None, answered: Answered, stop: Callable[[], bool]) -> dict[str, Any]:
+def _look(
+    inquiry: Inquiry, looked: Looked, resolved: Resolved | None, answered: Answered, stop: Callable[[], bool]
+) -> dict[str, Any]:
     """What each token of the new answer looked at, and what is active there now."""
     subject, ids = inquiry.subject, tuple(token.id for token in answered.tokens)
     steering = resolved and resolved.steering
@@ -345,10 +359,10 @@ def _look(inquiry: Inquiry, resolved: Resolved | None, answered: Answered, stop:
     if subject.vlm.model.config.image_token_id in ids:
         raise SteeringError("look", "it said its own image token, which cannot be read back", "Ask something else.")
     looking = _as(Looking, subject.vlm, ids=ids)
-    _steered(subject, looking, steering, None)
+    _steered(subject, looking, looked, steering, None)
     if stop():
         raise Stopped
-    asked = subject.vlm.prepare(subject.image, subject.prompt, subject.system)
+    asked = looked.asked
     tokens, positions = _tokens(subject.vlm, asked, ids, [token.log_prob for token in answered.tokens])
     looked_TI = looking.seen[0].of(row, positions, "predicting").numpy()
     rowless_T = np.isnan(looked_TI).any(1)

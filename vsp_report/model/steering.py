@@ -98,18 +98,20 @@ def steer(
     max_new_tokens: int = 64,
     budget_bytes: int | None = None,
     tap: Tap | str | None = None,
+    states: States | None = None,
 ) -> Steered:
     """What the model answers to one prompt under each of `steerings`. The model is left as it was found.
 
     `tap` is the SAE's own unless given. `budget_bytes` is what a batch may take; a large part of what is free,
-    by default. With `max_new_tokens=0` nothing is said, and only the contrast is scored.
+    by default. With `max_new_tokens=0` nothing is said, and only the contrast is scored. `states` are those of
+    `clean_states` for the same prompt, for who steers it again and again.
     """
     tap = tap_of(vlm, sae, tap)
     _check(sae, prompt, steerings, contrast, max_new_tokens)
     wanted = contrast and answers.contrast_ids(vlm, contrast)
     sites = Sites.of(vlm, prompt, tap)
     rows = [Row.of(steering, sites) for steering in steerings]
-    states = see_states(vlm, prompt, _starts(vlm, tap))
+    states = clean_states(vlm, prompt, tap) if states is None else states
     check_width(vlm, sae, tap, states)
     run = _Run(vlm, prompt, tap, sites, Editor(sae, steerings, vlm.device), states, max_new_tokens, contrast, wanted)
     longest = max(map(len, wanted)) if wanted else 0
@@ -151,6 +153,12 @@ def check_width(vlm: Vlm, sae: Sae, tap: Tap, states: States) -> None:
             f"reads states {sae.d_in} wide; {tap} of {vlm.name} gives {width}",
             "Take an SAE of this tap.",
         )
+
+
+@torch.no_grad()
+def clean_states(vlm: Vlm, prompt: Prompt, tap: Tap) -> States:
+    """All that steering a prompt at a tap needs to have seen of it."""
+    return see_states(vlm, prompt, _starts(vlm, tap))
 
 
 def see_states(vlm: Vlm, prompt: Prompt, wanted: Sequence[Tap]) -> dict[Tap, torch.Tensor]:
