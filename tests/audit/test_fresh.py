@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from tests.audit.conftest import CHAIR, Project
 from tests.audit.test_verdicts import holds
 from vsp_report import paths
-from vsp_report.case import load_cases
 
 
 def broken_model(folder: Path) -> Path:
@@ -40,28 +39,19 @@ def test_a_run_confirms_and_a_broken_model_does_not(project: Project) -> None:
     short = {name: value for name, value in CHAIR.items() if name != "rephrase"}
     short |= {"steer": {"ten": CHAIR["steer"]["ten"]}, "controls": {"draws": 0}, "diagnose": False, "expect": claims}
     project.write("fresh", short)
-    project.write("broken", short | {"model": str(broken_model(project.folder / "broken"))})
-    run = project.audit("--only", "fresh", "--update")
-    assert (run.code, run.last) == (0, "audit: met (0): 1 confirmed")
-    assert "baseline: fresh: before.margin: none -> " in run.out
-    run = project.audit("--json", "audit.json", "--fail-on", "unstable")
+    model = broken_model(project.folder / "noise")
+    project.write("broken", short | {"model": str(model)})
+    run = project.audit("--update", "--json", "audit.json", "--fail-on", "unstable")
     told = {one["id"]: one for one in json.loads(Path("audit.json").read_text())["cases"]}
-    assert (run.code, told["broken"]["verdict"]) == (1, "not reproduced"), run.out
-    assert run.last == "audit: not met (1): 1 not reproduced, 1 confirmed"
-    assert told["fresh"]["was"] == "confirmed" and told["broken"]["baseline"] == "missing"
+    assert {id: one["verdict"] for id, one in told.items()} == {"fresh": "confirmed", "broken": "not reproduced"}
+    assert (run.code, run.last) == (1, "audit: not met (1): 1 not reproduced, 1 confirmed")
     assert told["broken"]["figures"]["before.margin"] != told["fresh"]["figures"]["before.margin"]
-    assert "cases/broken.yaml:" in run.out
-    # Once it is known what the broken model says, its own margin is a drift from the one that was claimed.
-    shutil.copy("cases/baselines/fresh.json", "cases/baselines/broken.json")
-    moved = short | {"model": str(project.folder / "broken")}
-    moved["expect"] = {"baseline": claims["baseline"]}
-    project.write("broken", moved)
-    data = json.loads(Path("cases/baselines/broken.json").read_text())
-    from vsp_report.audit.baselines import question_of
-
-    (case,) = load_cases(["cases/broken.yaml"])
-    Path("cases/baselines/broken.json").write_text(json.dumps(data | {"question": question_of(case)}))
-    run = project.audit("broken")
+    assert "baseline: fresh: before.margin: none -> " in run.out and "cases/broken.yaml:" in run.out
+    # Held to nothing but the margin of the model that it was, it has drifted.
+    project.write("broken", short | {"model": str(model), "expect": {"baseline": claims["baseline"]}})
+    kept = [json.loads(Path(f"cases/baselines/{name}.json").read_text()) for name in ("broken", "fresh")]
+    Path("cases/baselines/broken.json").write_text(json.dumps(kept[0] | {"figures": kept[1]["figures"]}))
+    run = project.audit("--only", "broken")
     assert (run.code, run.last) == (1, "audit: not met (1): 1 drifted")
 
 
