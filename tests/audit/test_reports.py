@@ -198,8 +198,10 @@ def test_history_grows_by_a_line_and_refuses_what_is_none(project: Project) -> N
     assert project.check().code == 2
 
 
-def test_the_schema_is_printed(capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["schema", "--audit"]) == 0
-    schema = json.loads(capsys.readouterr().out)
-    jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["title"] == "vsp-report audit" and set(schema["required"]) >= {"code", "said", "cases"}
+def test_the_schemas_are_printed(capsys: pytest.CaptureFixture) -> None:
+    for name, title, parts in (("--audit", "vsp-report audit", {"code", "said", "cases"}),
+                               ("--dataset", "vsp-report data set", {"accuracy", "pairs", "rows"})):  # fmt: skip
+        assert cli.main(["schema", name]) == 0
+        schema = json.loads(capsys.readouterr().out)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["title"] == title and set(schema["required"]) >= parts

@@ -39,6 +39,7 @@ def add(rooms: Any) -> None:
     of = schema.add_mutually_exclusive_group()
     of.add_argument("--recording", action="store_true", help="of recording.json instead")
     of.add_argument("--audit", action="store_true", help="of audit.json instead")
+    of.add_argument("--dataset", action="store_true", help="of dataset.json instead")
 
     run = command(rooms, "run", "run cases, and record what is seen; what is recorded already is left", _run)
     run.add_argument(
@@ -96,6 +97,10 @@ def _schema(args: argparse.Namespace) -> int:
         from vsp_report.audit import account
 
         schema = account.account_schema()
+    elif args.dataset:
+        from vsp_report.audit import datasets
+
+        schema = datasets.dataset_schema()
     else:
         from vsp_report import case
 
