@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from measuring import Figures, measured, where
 
-from vsp_report.model.activation_cache import Identity, write_cache
+from vsp_report.model.activation_cache import CachedRows, Identity, write_cache
 from vsp_report.model.learning import fast_dtype
 from vsp_report.model.streams import BUFFER_BATCHES, Stream
 from vsp_report.model.training import TRAINED, Recipe, Trainer
@@ -81,9 +81,8 @@ def floor(size: Size, device: str, products: int) -> Callable[[], None]:
     return step
 
 
-def ours(size: Size, device: str, architecture: str, folder: Path) -> Callable[[], None]:
-    identity = Identity("random", "drawn", "", "float16", 1)
-    stream = Stream(write_cache(folder / architecture, identity, Drawn(size)), size.batch, 0)
+def ours(size: Size, device: str, architecture: str, cached: CachedRows) -> Callable[[], None]:
+    stream = Stream(cached, size.batch, 0)
     recipe = Recipe(
         architecture, expansion=size.latents // size.width, k=size.k, steps=10_000, batch=size.batch, lr=1e-4, l1=0.1
     )
@@ -114,7 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     size, found = SIZES[args.size], {}
     with tempfile.TemporaryDirectory() as folder:
         ways = {"floor: five products": floor(size, args.device, 5), "one product": floor(size, args.device, 1)}
-        ways |= {name: ours(size, args.device, name, Path(folder)) for name in TRAINED}
+        identity = Identity("random", "drawn", "", "float16", 1)
+        cached = write_cache(Path(folder) / "cache", identity, Drawn(size))
+        ways |= {name: ours(size, args.device, name, cached) for name in TRAINED}
         for way in ways.values():
             steps_of(way, args.device, 2)
         rounds = {name: [] for name in ways}

@@ -122,26 +122,46 @@ def test_resampling_moves_dead_latents_only_and_makes_the_optimiser_forget_them(
     assert not found.dead_L.any()
 
 
+@pytest.mark.parametrize("whiten", [0.0, 0.5])
 @pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk"])
-def test_the_scale_is_folded_back_exactly(architecture):
+def test_the_scale_is_folded_back_exactly(architecture, whiten):
     g = torch.Generator().manual_seed(2)
-    trainer = Trainer(Recipe(architecture, expansion=3, k=4), acts()[:100])
+    trainer = Trainer(Recipe(architecture, expansion=3, k=4, whiten=whiten), acts()[:100])
     with torch.no_grad():
         for weight in trainer.weights:
             weight.copy_(torch.randn(weight.shape, generator=g))
     trainer.scale, trainer.mean_D = 0.13, torch.arange(D) * 1.0
     trainer.learner.threshold = torch.tensor(0.7)
     sae, weights = trainer.finished(), trainer.weights
+    there_DD, back_DD = (torch.eye(D), torch.eye(D)) if not whiten else (trainer.there_DD, trainer.back_DD)
     z_PD = torch.randn(20, D, generator=g) * 9
-    pre_PL = ((z_PD - trainer.mean_D) * 0.13 @ weights.encoder_LD.T + weights.b_enc_L).detach()
+    x_PD = (z_PD - trainer.mean_D) @ there_DD * 0.13
+    pre_PL = (x_PD @ weights.encoder_LD.T + weights.b_enc_L).detach()
     h_PL = pre_PL.relu()
     if architecture == "topk":
         h_PL = h_PL * (pre_PL >= pre_PL.topk(4).values[:, -1:])
     if architecture == "batchtopk":
         h_PL = h_PL * (pre_PL > 0.7)
-    torch.testing.assert_close(sae.encode(z_PD), h_PL / 0.13, rtol=1e-4, atol=1e-3)
-    expected_PD = (h_PL @ weights.decoder_LD + weights.b_dec_D).detach() / 0.13 + trainer.mean_D
-    torch.testing.assert_close(sae(z_PD), expected_PD, rtol=1e-4, atol=1e-3)
+    assert torch.equal(sae.encode(z_PD) > 0, h_PL > 0)
+    if not whiten:
+        torch.testing.assert_close(sae.encode(z_PD), h_PL / 0.13, rtol=1e-4, atol=1e-3)
+    expected_PD = (h_PL @ weights.decoder_LD + weights.b_dec_D).detach() / 0.13 @ back_DD + trainer.mean_D
+    torch.testing.assert_close(sae(z_PD), expected_PD, rtol=1e-3, atol=3e-3)
+
+
+def test_whitening_evens_directions_out_and_reports_raw_variance():
+    skewed = acts() * torch.tensor([30.0] * 3 + [1.0] * 9)
+    for whiten, ratio in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
+        there_DD, back_DD = training._evened(skewed - skewed.mean(0), whiten)
+        spread = torch.linalg.eigvalsh(torch.cov(((skewed - skewed.mean(0)) @ there_DD).T)).log()
+        raw = torch.linalg.eigvalsh(torch.cov(skewed.T)).log()
+        assert float(spread[-1] - spread[0]) == pytest.approx(ratio * float(raw[-1] - raw[0]), abs=0.01)
+        torch.testing.assert_close(there_DD @ back_DD, torch.eye(D), rtol=1e-3, atol=1e-4)
+    told = []
+    options = {"architecture": "batchtopk", "expansion": 4, "k": 4, "steps": 200, "batch": 512, "lr": 5e-3}
+    sae = train_sae(skewed, whiten=0.7, on_step=told.append, **options)
+    torch.testing.assert_close(sae.directions.norm(dim=1), torch.ones(48))
+    assert quality(sae, skewed).unexplained_variance == pytest.approx(told[-1].unexplained_variance, rel=0.5)
 
 
 def test_every_row_is_seen_once_before_any_is_seen_twice():
@@ -233,7 +253,7 @@ def test_a_trainer_that_is_put_back_goes_on_as_if_nothing_had_been(architecture,
     if (architecture, dead) == ("standard", "auxiliary"):
         return  # not trained
     monkeypatch.setattr(learning, "DEAD_AFTER", 60)
-    recipe = Recipe(architecture, expansion=16, k=3, l1=1.0, steps=16, batch=20, seed=4, dead=dead)
+    recipe = Recipe(architecture, expansion=16, k=3, l1=1.0, steps=16, batch=20, seed=4, dead=dead, whiten=0.3)
     rows, whole, first = acts()[:320].split(20), Trainer(recipe, acts()), Trainer(recipe, acts())
     told = [whole.step(part) for part in rows]
     assert any(one.dead_share > 0 for one in told)  # or neither way of helping them was tried
@@ -275,6 +295,7 @@ def test_bad_requests_are_named():
         ({"prefixes": (8, 400)}, "prefixes", "are 8,400"),
         ({"architecture": "standard", "dead": "auxiliary"}, "dead", "is 'auxiliary'"),
         ({"dead": "bury"}, "dead", "is 'bury'"),
+        ({"whiten": 1.5}, "whiten", "is 1.5"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said(given, name, fault):

@@ -34,7 +34,7 @@ TRAIN = {
     "model": None, "tap": None, "images": None, "n": None, "architecture": "topk", "expansion": 32, "k": 32,
     "l1": 0.05, "prefixes": (), "dead": "", "steps": 20_000, "batch": 4096, "lr": 1e-3, "seed": 0,
     "prompt": "Describe the image.", "cache": None, "states": "float16", "per_pass": 8, "save_every": 500,
-    "dtype": None,
+    "whiten": 0.0, "dtype": None,
 }  # fmt: skip
 """What `sae train` does where it is not told."""
 UNSEEN = 1_500_000_000
@@ -89,6 +89,12 @@ def _add_train(sae: Any) -> None:
         choices=("auxiliary", "resample", "leave"),
         help="dead latents (default: auxiliary; standard: resample)",
     )
+    add(
+        "--whiten",
+        type=_number,
+        metavar="X",
+        help="even directions out, from 0 (not) to 1 (fully); 0.5 keeps more alive",
+    )
     add("--steps", type=positive, metavar="N", help=_default("steps").strip())
     add("--batch", type=positive, metavar="N", help=f"states in a step{_default('batch')}")
     add("--lr", type=_number, metavar="X", help=f"learning rate, before it decays{_default('lr')}")
@@ -137,7 +143,7 @@ def _sae_train(args: argparse.Namespace) -> int:
             raise InputError(f"--{name}", "is not given", "`vsp-report sae train --help` lists what it takes.")
     recipe = train.Recipe(
         words["architecture"], words["expansion"], words["k"], words["l1"], tuple(words["prefixes"]), words["dead"],
-        words["steps"], words["batch"], words["lr"], words["seed"],
+        words["steps"], words["batch"], words["lr"], words["seed"], words["whiten"],
     )  # fmt: skip
     plan = train.Plan(
         words["model"], tuple(words["tap"]), words["images"], args.out, recipe, n=words["n"], prompt=words["prompt"],

@@ -6,7 +6,8 @@ every model; at the end both go into the weights and the Sae reads raw activatio
 
 Lifting the biases of dead latents to the last step leaves more of them alive, 84 % on SketchWorld's main tap,
 but they then share one thing among many: ablating ten of a chair's latents corrected 30 % of planted failures
-instead of 98 %. Hence LIFT_UNTIL.
+instead of 98 %. Hence LIFT_UNTIL. What does help is to even directions out (`whiten`): with 0.5, k = 20 and 700
+steps 14 % were dead there instead of 31 %, and 2.9 % of the raw variance was left instead of 5.0 %.
 
 Axes: N rows in all, B rows of a step, D model width, L latents.
 """
@@ -29,6 +30,7 @@ DEAD = ("auxiliary", "resample", "leave")
 WARM_UP, DECAY = 0.05, 0.25  # shares of all steps, at the start and at the end
 LIFT, LIFT_UNTIL = 0.002, 0.5  # what a dead TopK latent's bias gains in a step, and for which share of all steps
 RESAMPLE_UNTIL = 0.5  # share of all steps; what is resampled later has no time to settle
+LEAST_VARIANCE = 1e-4  # of the largest; directions below are noise, and are not blown up
 SAMPLE = 65536  # rows that scale and first directions are taken from
 
 
@@ -57,6 +59,8 @@ class Recipe:
     batch: int = 4096
     lr: float = 2e-3
     seed: int = 0
+    whiten: float = 0.0
+    """how far directions are evened out: a variance becomes its power of 1 - whiten; 1 makes all equal"""
 
     @property
     def sparse(self) -> bool:
@@ -76,6 +80,8 @@ class Recipe:
             raise UnusableRecipe("lr", f"is {self.lr}", "expected a number above 0")
         if not 0 <= self.l1 < float("inf"):
             raise UnusableRecipe("l1", f"is {self.l1}", "expected 0 or more")
+        if not 0 <= self.whiten <= 1:
+            raise UnusableRecipe("whiten", f"is {self.whiten}", "expected a number from 0 to 1")
         if self.sparse and not 1 <= self.k <= L:
             raise UnusableRecipe("k", f"is {self.k}", f"expected 1 to {L}, the number of latents")
         if self.architecture == "matryoshka" and not prefixes:
@@ -149,6 +155,10 @@ class Trainer:
         if len(sample_SD) > SAMPLE:
             sample_SD = sample_SD[:SAMPLE]
         centred_SD = sample_SD.float() - mean_D
+        evened = _evened(centred_SD, recipe.whiten) if recipe.whiten else None
+        self.there_DD, self.back_DD = (None, None) if evened is None else (part.to(device) for part in evened)
+        if evened is not None:
+            centred_SD = centred_SD @ evened[0]
         self.scale = 1.0 / max(float(centred_SD.square().sum(1).mean().sqrt()), 1e-12)
         k = recipe.k if recipe.sparse else 0
         weights = first_weights(centred_SD * self.scale, recipe.expansion * len(mean_D), k, self.generator)
@@ -165,7 +175,8 @@ class Trainer:
     def step(self, rows_BD: torch.Tensor) -> Step:
         """Learn from raw rows."""
         recipe, step, learner = self.recipe, self.steps_done, self.learner
-        x_BD = (rows_BD.to(self.device).float() - self.mean_D) * self.scale
+        x_BD = rows_BD.to(self.device).float() - self.mean_D
+        x_BD = (x_BD if self.there_DD is None else x_BD @ self.there_DD) * self.scale
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.lr * _schedule(step, recipe.steps)
         self.optimiser.zero_grad()
@@ -189,6 +200,8 @@ class Trainer:
             if self.team is not None:
                 self._as_the_first()
         self.steps_done += 1
+        if self.back_DD is not None:  # of raw rows
+            error_BD, x_BD = error_BD @ self.back_DD, x_BD @ self.back_DD
         unexplained = error_BD.square().sum() / (x_BD - x_BD.mean(0)).square().sum()
         return Step(step, float(unexplained), l0, float(learner.dead_L.float().mean()), loss)
 
@@ -206,6 +219,8 @@ class Trainer:
                 found[f"{name}/{key}"] = value
         found |= {"silent_L": self.learner.silent_L, "threshold": self.learner.threshold, "mean_D": self.mean_D}
         found |= {"scale": torch.tensor(self.scale, dtype=torch.float64), "generator": self.generator.get_state()}
+        if self.there_DD is not None:
+            found |= {"there_DD": self.there_DD, "back_DD": self.back_DD}
         found["steps_done"] = torch.tensor(self.steps_done)
         return {name: tensor.cpu().clone().contiguous() for name, tensor in found.items()}
 
@@ -222,24 +237,48 @@ class Trainer:
         self.learner.silent_L = state["silent_L"].clone().to(self.device)
         self.learner.threshold = state["threshold"].clone().to(self.device)
         self.mean_D, self.scale = state["mean_D"].to(self.device), float(state["scale"])
+        if self.there_DD is not None:
+            self.there_DD, self.back_DD = (state[key].clone().to(self.device) for key in ("there_DD", "back_DD"))
         self.generator.set_state(state["generator"])
         self.steps_done = int(state["steps_done"])
 
     def finished(self) -> Sae:
         """Raw units, unit decoder rows: relu commutes with a positive scale, so latents grow by 1/scale and
-        the directions stay. The bias moves to where the other formats keep it: subtracted from the input."""
+        the directions stay. The bias moves to where the other formats keep it: subtracted from the input.
+
+        Evened directions have other lengths in raw units. A latent takes its own up, but not where latents of a row
+        are ranked: there all take up the middle one, and rows are of length 1 only about.
+        """
         encoder_LD, b_enc_L, decoder_LD, b_dec_D = (tensor.detach() for tensor in self.weights)
         recipe, over_batch = self.recipe, self.learner.over_batch
+        W_enc, W_dec, b_enc_L = encoder_LD.T, decoder_LD, b_enc_L + b_dec_D @ encoder_LD.T
+        threshold = self.learner.threshold.nan_to_num(0.0) / self.scale if over_batch else None
+        if self.there_DD is not None:
+            W_dec, b_dec_D = decoder_LD @ self.back_DD, b_dec_D @ self.back_DD
+            length_L = W_dec.norm(dim=1)
+            if recipe.architecture == "topk":
+                length_L = length_L.median().expand(len(length_L))
+            W_enc, b_enc_L, W_dec = self.there_DD @ W_enc * length_L, b_enc_L * length_L, W_dec / length_L[:, None]
+            threshold = None if threshold is None else threshold * length_L
         return Sae(
             recipe.architecture,
-            W_enc=encoder_LD.T.contiguous(),
-            b_enc=(b_enc_L + b_dec_D @ encoder_LD.T) / self.scale,
-            W_dec=decoder_LD.clone(),
+            W_enc=W_enc.contiguous(),
+            b_enc=b_enc_L / self.scale,
+            W_dec=W_dec.clone(),
             b_dec=b_dec_D / self.scale + self.mean_D,
-            threshold=self.learner.threshold.nan_to_num(0.0) / self.scale if over_batch else None,
+            threshold=threshold,
             k=recipe.k if recipe.sparse else None,
             provenance={"trained_by": "vsp_report", **recipe.told()},
         )
+
+
+def _evened(centred_SD: torch.Tensor, whiten: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A map that turns every variance into its power of 1 - whiten, and the way back."""
+    C_DD = (centred_SD.T @ centred_SD).double() / len(centred_SD)
+    variance_D, axes_DD = torch.linalg.eigh(C_DD)
+    variance_D = variance_D.clamp_min(LEAST_VARIANCE * variance_D.max()).clamp_min(1e-30)
+    there_DD = (axes_DD * variance_D ** (-whiten / 2)) @ axes_DD.T
+    return there_DD.float(), ((axes_DD * variance_D ** (whiten / 2)) @ axes_DD.T).float()
 
 
 def train_sae(
