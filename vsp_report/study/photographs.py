@@ -133,10 +133,10 @@ class Scenes:
         return rules.draw_portraits(rules.Draws(seed), rules.PORTRAITS[number // 3 % len(rules.PORTRAITS)])
 
     def half(self, number: int) -> int:
-        """Latents are chosen on half 0 and measured on half 1; each has portraits of every kind."""
+        """Latents are chosen on half 0 and measured on half 1; a kind of portrait is in either half in turn."""
         from vsp_report.sketchworld import rules
 
-        return (number // (3 * len(rules.PORTRAITS))) % 2
+        return sum(divmod(number // 3, len(rules.PORTRAITS))) % 2
 
     def read(self, numbers: Sequence[int], workers: ThreadPoolExecutor) -> list[Photograph]:
         from vsp_report.sketchworld import charts, concepts
