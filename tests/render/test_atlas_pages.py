@@ -17,7 +17,7 @@ from tests.render import atlases
 from tests.render.recordings import save_all
 from vsp_report.atlas import ABSENT, Atlas, load_atlas, save_atlas
 from vsp_report.recording import load_recording
-from vsp_report.render import atlas_data, atlas_drawings, atlas_pages, site
+from vsp_report.render import atlas_data, atlas_drawings, atlas_layers, atlas_pages, site
 from vsp_report.render.atlas_cases import Shelf, matters
 
 CHAIR = "standing-beside-a-chair"
@@ -156,19 +156,19 @@ def test_a_veil_leaves_what_is_active_clear() -> None:
 
 
 def test_layers_are_in_the_models_order_and_concepts_at_their_first() -> None:
-    found = {"vision.10": 0.95, "vision.9": 0.5, "text.2": 0.99}
+    found = {"vision.10": 0.95, "vision.9": 0.897, "text.2": 0.99}
     group = []
     for tap, precision in found.items():
         atlas = atlases.make_atlas(100, tap=tap)
         concept = replace(atlas.concepts[0], average_precision=precision)
         never = replace(atlas.concepts[1], average_precision=0.3)
         group.append(replace(atlas, slug=f"s-{tap}", concepts=(concept, never)))
-    (survey,) = atlas_pages.layers_page(group, {})
+    (survey,) = atlas_layers.layers_page(group, {})
     assert [one.tap for one in survey.taps] == ["vision.9", "vision.10", "text.2"]
     assert [one.depth for one in survey.taps] == ["early", "middle", "late"]
     assert [(stage.title, [row.name for row in stage.rows]) for stage in survey.stages] == [
         ("Found from vision.10 on", ["chair"]), ("Found at none of these taps", ["cup"])]  # fmt: skip
-    assert [cell.precision for cell in survey.stages[0].rows[0].cells] == ["0.50", "0.95", "0.99"]
+    assert [cell.precision for cell in survey.stages[0].rows[0].cells] == ["0.897", "0.95", "0.99"]
 
 
 def test_why_a_latent_matters(evidence: Path) -> None:

@@ -1,12 +1,11 @@
-"""Atlas pages: an atlas -> the values of its page; several -> the page that lays their layers side by side.
+"""Atlas pages: an atlas -> the values of its page. Nothing is read or written here, and a template computes nothing.
 
-Nothing is read or written here, and a template computes nothing. What stands on a page without scripts is chosen
-here too: the quality of the autoencoder, how well concepts are found, and the latents that are active most.
+What stands on a page without scripts is chosen here too: the quality of the autoencoder, how well concepts are found,
+and the latents that are active most.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,10 +18,10 @@ from vsp_report.render.findings import counted, share
 
 GOOD = 0.9
 """A latent whose average precision is at least this finds a concept."""
-STRONGEST, CLUSTERS = 24, 12
-"""So many latents, and the largest clusters, stand on the page itself."""
-SHOWN, BESIDE = 4, 3
-"""References of a latent: in the lists of an atlas, and where layers are compared."""
+STRONGEST = 24
+"""So many latents stand on the page itself."""
+SHOWN = 4
+"""References of a latent in a list."""
 SOURCES = {"given": "given by hand", "truth": "by the world's ground truth", "images": "by the pictures' labels",
            "words": "by CLIP, from a list of words"}  # fmt: skip
 Sizes = Mapping[str, tuple[int, int]]
@@ -125,12 +124,12 @@ class AtlasPage:
 
 
 def atlas_page(atlas: Atlas, sizes: Sizes) -> AtlasPage:
-    made, found, measured = atlas.provenance, *_found(atlas.concepts)
+    made, found, measured = atlas.provenance, *found_of(atlas.concepts)
     alive = int(atlas.alive_L.sum())
     said = (
-        f"{_many(atlas.d_sae, 'latent')} of a sparse autoencoder at {made.tap}, and what makes each of them fire in "
-        f"{_many(made.n_images, 'picture')}."
-        + (f" {_many(atlas.dead, 'latent is', 'latents are')} dead: no picture activates "
+        f"{many(atlas.d_sae, 'latent')} of a sparse autoencoder at {made.tap}, and what makes each of them fire in "
+        f"{many(made.n_images, 'picture')}."
+        + (f" {many(atlas.dead, 'latent is', 'latents are')} dead: no picture activates "
            f"{'it' if atlas.dead == 1 else 'them'}." if atlas.dead else "")
         + (f" For {found} of {measured} concepts some latent finds the pictures that show it." if measured else "")
     )  # fmt: skip
@@ -141,14 +140,14 @@ def atlas_page(atlas: Atlas, sizes: Sizes) -> AtlasPage:
         title=f"The latents at {made.tap}",
         headline=said,
         facts=tuple(filter(None, (made.model, made.sae, made.architecture,
-                                  f"{_many(made.n_images, 'picture')} of {made.images}"))),
+                                  f"{many(made.n_images, 'picture')} of {made.images}"))),
         latents=atlas.d_sae,
         alive=alive,
         labelled=any(atlas.label(n) for n in np.flatnonzero(atlas.alive_L).tolist()),
         has_entropy=bool((a.entropy_L[atlas.alive_L] != np.float32(ABSENT)).any()),
         pictured=bool(sizes),
         quality=tuple(map(_measure, atlas.quality)),
-        concepts=tuple(sorted(map(_concept, atlas.concepts),
+        concepts=tuple(sorted(map(concept_line, atlas.concepts),
                               key=lambda one: (one.latent is None, -one.length, one.name))),
         concepts_said=concepts_said(atlas),
         chance=_range([one.share for one in atlas.concepts if one.average_precision is not None]),
@@ -224,14 +223,14 @@ def _measure(one: Measure) -> MeasureLine:
     way = {"more": "more is better", "less": "less is better", "": ""}[one.better]
     known = one.value is not None and one.untrained is not None and one.better != ""
     wins = ((one.value > one.untrained) == (one.better == "more") and one.value != one.untrained) if known else None
-    return MeasureLine(one.name, one.meaning, _figure(one.value), _figure(one.untrained), way, wins)
+    return MeasureLine(one.name, one.meaning, figure(one.value), figure(one.untrained), way, wins)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}".replace("-", "−")
 
 
-def _concept(one: Concept) -> ConceptLine:
+def concept_line(one: Concept) -> ConceptLine:
     precision = one.average_precision
     untrained = one.untrained_average_precision
     return ConceptLine(
@@ -242,17 +241,20 @@ def _concept(one: Concept) -> ConceptLine:
 
 
 def _two(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    if value is None:
+        return "–"
+    # What just misses does not read as if it did not.
+    return f"{value:.3f}" if value < GOOD <= round(value, 2) else f"{value:.2f}"
 
 
-def _found(concepts: Sequence[Concept]) -> tuple[int, int]:
+def found_of(concepts: Sequence[Concept]) -> tuple[int, int]:
     measured = [one.average_precision for one in concepts if one.average_precision is not None]
     return sum(value >= GOOD for value in measured), len(measured)
 
 
 def concepts_said(atlas: Atlas) -> str:
     """How many concepts are found, and by an untrained autoencoder of the same kind."""
-    found, measured = _found(atlas.concepts)
+    found, measured = found_of(atlas.concepts)
     if not measured:
         return ""
     control = [one.untrained_average_precision for one in atlas.concepts if one.untrained_average_precision is not None]
@@ -325,138 +327,6 @@ def _few(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _many(count: int, noun: str, plural: str = "") -> str:
+def many(count: int, noun: str, plural: str = "") -> str:
     """Large numbers are set in groups of three."""
     return counted(count, noun, plural) if count < 1000 else f"{count:,} {plural or noun + 's'}".replace(",", "\u202f")
-
-
-# --- layers side by side ---------------------------------------------------------------------------------------------
-
-
-class Cell(NamedTuple):
-    """A concept at one tap."""
-
-    slug: str
-    tap: str
-    latent: int | None
-    precision: str
-    length: float
-    mark: float | None
-    found: bool
-    untrained: str
-    thumbs: tuple[Thumb, ...]
-
-
-class ConceptRow(NamedTuple):
-    name: str
-    images: int
-    cells: tuple[Cell, ...]
-
-
-class Stage(NamedTuple):
-    """Concepts that are first found at the same tap."""
-
-    title: str
-    said: str
-    rows: tuple[ConceptRow, ...]
-
-
-class TapLine(NamedTuple):
-    slug: str
-    tap: str
-    depth: str
-    """early, middle or late, where three taps are compared"""
-    sae: str
-    architecture: str
-    latents: str
-    dead: str
-    explained: str
-    explained_untrained: str
-    found: str
-    found_untrained: str
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Atlases of one model over the same pictures."""
-
-    model: str
-    pictures: str
-    taps: tuple[TapLine, ...]
-    stages: tuple[Stage, ...]
-    said: str
-
-
-def layers_page(atlases: Sequence[Atlas], sizes: Sizes) -> tuple[Compared, ...]:
-    groups: dict[tuple[str, str, str], list[Atlas]] = {}
-    for atlas in sorted(atlases, key=_depth):
-        made = atlas.provenance
-        groups.setdefault((made.model, made.model_sha, made.images_sha), []).append(atlas)
-    return tuple(_compared(group, sizes) for group in groups.values())
-
-
-def _depth(atlas: Atlas) -> tuple[Any, ...]:
-    """Vision before text, layer 9 before layer 10."""
-    made = atlas.provenance
-    parts = re.split(r"(\d+)", made.tap)
-    key = tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
-    return made.model, made.tap.startswith("text"), key, atlas.slug
-
-
-def _compared(group: Sequence[Atlas], sizes: Sizes) -> Compared:
-    made = group[0].provenance
-    stages = _stages(group, sizes) if len(group) > 1 else ()
-    said = "; ".join(f"{len(stage.rows)} {stage.title[:1].lower()}{stage.title[1:]}" for stage in stages)
-    depths = ("early", "middle", "late") if len(group) == 3 else ("",) * len(group)
-    return Compared(
-        made.model,
-        f"{_many(made.n_images, 'picture')} of {made.images}",
-        tuple(_tap(atlas, depth) for atlas, depth in zip(group, depths, strict=True)),
-        stages,
-        f"Of {sum(len(stage.rows) for stage in stages)} concepts: {said}." if stages else "",
-    )
-
-
-def _tap(atlas: Atlas, depth: str) -> TapLine:
-    explained = next((one for one in atlas.quality if one.name.lower().startswith("explained variance")), None)
-    found, measured = _found(atlas.concepts)
-    control = [one.untrained_average_precision for one in atlas.concepts if one.untrained_average_precision is not None]
-    made = atlas.provenance
-    return TapLine(
-        atlas.slug, made.tap, depth, made.sae, made.architecture, f"{atlas.d_sae:,}".replace(",", "\u202f"),
-        share(atlas.dead / max(1, atlas.d_sae)), _figure(explained.value) if explained else "–",
-        _figure(explained.untrained) if explained else "–", f"{found} of {measured}" if measured else "–",
-        f"{sum(value >= GOOD for value in control)} of {len(control)}" if control else "–",
-    )  # fmt: skip
-
-
-def _stages(group: Sequence[Atlas], sizes: Sizes) -> tuple[Stage, ...]:
-    """Concepts by the first tap at which some latent finds them; then those that none finds."""
-    known = [{one.name: one for one in atlas.concepts if one.average_precision is not None} for atlas in group]
-    names = list(dict.fromkeys(name for concepts in known for name in concepts))
-    first = {name: next((n for n, concepts in enumerate(known)
-                         if name in concepts and concepts[name].average_precision >= GOOD), len(group))
-             for name in names}  # fmt: skip
-    stages = []
-    for n in range(len(group) + 1):
-        rows = [_row(name, group, known, sizes) for name in names if first[name] == n]
-        rows.sort(key=lambda row: (-sum(cell.length for cell in row.cells), row.name))
-        if rows and n < len(group):
-            title = f"Found from {group[n].provenance.tap} on" if n else f"Found at {group[0].provenance.tap} already"
-            stages.append(Stage(title, f"Average precision of at least {GOOD} there.", tuple(rows)))
-        elif rows:
-            stages.append(Stage("Found at none of these taps", f"No latent reaches {GOOD}.", tuple(rows)))
-    return tuple(stages)
-
-
-def _row(name: str, group: Sequence[Atlas], known: Sequence[Mapping[str, Concept]], sizes: Sizes) -> ConceptRow:
-    cells, images = [], 0
-    for atlas, concepts in zip(group, known, strict=True):
-        one, tap = concepts.get(name), atlas.provenance.tap
-        if one is None or one.latent is None:
-            cells.append(Cell(atlas.slug, tap, None, "–", 0.0, None, False, "–", ()))
-            continue
-        line, images = _concept(one), max(images, one.images)
-        cells.append(Cell(atlas.slug, tap, one.latent, line.precision, line.length, line.mark, line.found,
-                          line.untrained_precision, thumbs(atlas, one.latent, sizes, BESIDE)))  # fmt: skip
-    return ConceptRow(name, images, tuple(cells))

@@ -60,9 +60,9 @@ class AtlasSite:
         key = page_key([[place.slug, place.sha] for place in shown], sorted(sizes.items()), self.inside)
 
         def make() -> Files:
-            from vsp_report.render import atlas_pages
+            from vsp_report.render import atlas_layers
 
-            compared = atlas_pages.layers_page([self._atlas(place) for place in shown], sizes)
+            compared = atlas_layers.layers_page([self._atlas(place) for place in shown], sizes)
             html = render("layers.html.jinja", root="../", here=INDEX, surveys=compared,
                           sheets_at=self.sheets_at.removeprefix("../"))  # fmt: skip
             return {INDEX: html, **self._copies(sizes)}
