@@ -17,15 +17,31 @@ class Recipe:
     tower_steps: int = 1_700
     tower_batch: int = 64
     tower_rate: float = 1e-3
-    language_steps: int = 6_000
+    words_steps: int = 1_500
+    words_batch: int = 256
+    words_rate: float = 1e-3
+    language_steps: int = 7_000
     language_batch: int = 24
     language_rate: float = 1.5e-3
+    charts_steps: int = 1_500
+    charts_rate: float = 6e-4
     sae_scenes: int = 14_000
     sae_steps: int = 3_000
     seed: int = 0
 
 
-QUICK = Recipe(scenes=96, tower_steps=3, tower_batch=16, language_steps=3, language_batch=8, sae_scenes=32, sae_steps=4)
+QUICK = Recipe(
+    scenes=96,
+    tower_steps=3,
+    tower_batch=16,
+    words_steps=3,
+    words_batch=16,
+    language_steps=3,
+    language_batch=8,
+    charts_steps=3,
+    sae_scenes=32,
+    sae_steps=4,
+)
 """Seconds instead of an hour: proves that the recipe runs, and trains nothing worth using."""
 
 

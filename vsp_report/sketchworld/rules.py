@@ -334,11 +334,8 @@ def _is_there(kind: str, present: bool) -> Question:
     return Question(f"Is there a {kind}?", "yes" if present else "no")
 
 
-def questions(scene: Scene, seed: int, *, late: bool = True) -> list[Question]:
-    """The questions that training asks of this scene; the seed chooses among those that name something else.
-
-    Late in training a bare part is also asked about by the name of what might cover it, and denied.
-    """
+def questions(scene: Scene, seed: int) -> list[Question]:
+    """The questions that training asks of this scene; the seed chooses among those that name something else."""
     draws, said = Draws(seed), [Question(DESCRIBE, caption(scene))]
     kinds = [thing.kind for thing in scene.things]
     match scene.family:
@@ -370,10 +367,11 @@ def questions(scene: Scene, seed: int, *, late: bool = True) -> list[Question]:
                 for name in names_of(other)
             ]
             denied = draws.several(others, 3)
-            if support in COVERS:  # the part's name decides nothing: with the wrong cover it is denied
+            if support in COVERS:  # neither the part's name decides, nor that a bare part is asked about
                 cover = draws.pick([c for c in COVERS if c != support])
                 denied[0] = f"{COVERS[support]} with a {cover}"
-            elif support in BARE_PARTS and late:
+                denied[1] = draws.pick([part for part in BARE_PARTS if part != COVERS[support]])
+            elif support in BARE_PARTS:
                 denied[0] = draws.pick(names_of(next(c for c, part in COVERS.items() if part == support)))
             said += [Question(support_question(name), "on a surface") for name in denied]
             said.append(Question("What color is the cup?", scene.things[-1].color))
@@ -383,7 +381,8 @@ def questions(scene: Scene, seed: int, *, late: bool = True) -> list[Question]:
             said.append(Question(TALLEST_QUESTION, f"the {tallest} bar"))
             said.append(Question("How many bars are there?", NUMBERS[len(chart.bars)]))
             shown = [bar.color for bar in chart.bars]
-            for color in (draws.pick(shown), draws.pick([c for c in COLORS if c not in shown])):
+            absent = [color for color in COLORS if color not in shown]
+            for color in (*draws.several(shown, 2), *draws.several(absent, min(2, len(absent)))):
                 said.append(Question(f"Is there a {color} bar?", "yes" if color in shown else "no"))
             if chart.highlighted is not None:
                 said.append(Question("Which bar is highlighted?", f"the {chart.bars[chart.highlighted].color} bar"))

@@ -5,8 +5,9 @@ Four stages, each from one seed, each recorded with its curve and its seconds:
 1. pool: scenes are drawn once, with what every patch shows.
 2. tower: a CLIP learns pictures against captions; at the layer that LLaVA reads and at the one before, patches also
    learn the world's patch truth (things and colours), and their own pixels, so that nothing visible is thrown away.
+   Then the tower is done, and only its words and both projections learn on, from pictures read once.
 3. language: the tower is frozen. A projector and a small Llama learn to answer, several questions of one picture in
-   one sequence, each seeing the picture and itself only.
+   one sequence, each seeing the picture and itself only; then once more, in few steps and mostly from charts.
 4. saes: sparse autoencoders on taps of the frozen tower and of the language model.
 
 Why a frozen tower: captions of four things are learned in a quarter of the time, and LLaVA and CLIP share one tower.
@@ -20,7 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,6 @@ from vsp_report.sketchworld.models import (
 from vsp_report.sketchworld.packing import Packer, text_logits, wrong_answers
 from vsp_report.sketchworld.pool import KINDS, NO_LABEL, Pool, draw_pool
 from vsp_report.sketchworld.recipe import QUICK, Recipe, Record
-
-LATE = 0.75
-"""The share of the language stage's steps after which the late questions are asked as well."""
 
 
 def _schedule(optimizer: torch.optim.Optimizer, rate: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -139,7 +137,8 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
                 F.cross_entropy(logits.flatten(0, 1), kinds.flatten(), weight=weights, ignore_index=NO_LABEL)
                 for logits in said.values()
             ),
-            "color": 0.5 * _mean(
+            "color": 0.5
+            * _mean(
                 F.cross_entropy(logits.flatten(0, 1), colors.flatten(), ignore_index=NO_LABEL)
                 for logits in tinted.values()
             ),
@@ -161,6 +160,37 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
     return clip.eval()
 
 
+def train_words(clip: CLIPModel, pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIPModel:
+    """The contrast once more, the tower held still: a batch can be as large as single words ask for."""
+    torch.manual_seed(recipe.seed + 3)
+    attend_fast(clip)
+    started, pictures = time.monotonic(), _pooled(clip, pool, device)
+    parts = (clip.text_model, clip.text_projection, clip.visual_projection)
+    parameters = [*(p for part in parts for p in part.parameters()), clip.logit_scale]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.words_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = _schedule(optimizer, recipe.words_rate, recipe.words_steps)
+    tokenizer, generator = language.make_tokenizer(closed=True), torch.Generator().manual_seed(recipe.seed + 3)
+    for step, rows in enumerate(_batches(len(pool.scenes), recipe.words_batch, recipe.words_steps, generator)):
+        texts = [_caption_for_contrast(pool, int(i), float(torch.rand((), generator=generator))) for i in rows]
+        tokens = tokenizer(texts, padding=True, return_tensors="pt").to(device)
+        text = clip.text_projection(clip.text_model(**tokens).pooler_output)
+        loss = _contrast(clip.visual_projection(pictures[rows]), text, clip.logit_scale.exp().clamp(max=60), texts)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == recipe.words_steps - 1:
+            record.note("words", step, loss=loss.detach(), seconds=time.monotonic() - started)
+    return clip.eval()
+
+
+@torch.no_grad()
+def _pooled(clip: CLIPModel, pool: Pool, device: str) -> torch.Tensor:
+    starts = range(0, len(pool.pixels), 128)
+    return torch.cat([clip.vision_model(normalized(pool.pixels[i : i + 128], device)).pooler_output for i in starts])
+
+
 # --- stage 3: the language model ---------------------------------------------------------------------------------
 
 
@@ -180,27 +210,52 @@ def _held_out(
     return {"held_out": right / count, "captions": captions / len(asked)}
 
 
+@dataclass(frozen=True)
+class Round:
+    """One cycle of the language stage."""
+
+    stage: str
+    steps: int
+    rate: float
+    times: dict[str, int]
+    """how often a scene of a family comes, where it is not once"""
+
+
+def rounds(recipe: Recipe) -> tuple[Round, ...]:
+    """Finding a thing in the picture by its name is learned last, and in charts last of all."""
+    return (
+        Round("language", recipe.language_steps, recipe.language_rate, {"objects": 2, "charts": 2}),
+        Round("charts", recipe.charts_steps, recipe.charts_rate, {"charts": 5}),
+    )
+
+
 def train_language(
     llava: LlavaForConditionalGeneration, pool: Pool, features: torch.Tensor, recipe: Recipe, device: str,
     record: Record, held_out: tuple[list[list[rules.Question]], torch.Tensor] | None = None,
 ) -> LlavaForConditionalGeneration:  # fmt: skip
-    torch.manual_seed(recipe.seed + 1)
+    for number, one in enumerate(rounds(recipe)):
+        _train_round(llava, pool, features, recipe, device, record, held_out, one, recipe.seed + 1 + 10 * number)
+    return llava.eval()
+
+
+def _train_round(
+    llava: LlavaForConditionalGeneration, pool: Pool, features: torch.Tensor, recipe: Recipe, device: str,
+    record: Record, held_out: tuple[list[list[rules.Question]], torch.Tensor] | None, one: Round, seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
     llava.to(device).train()
     attend_fast(llava)
     llava.model.vision_tower.requires_grad_(False).eval()
     parameters = [p for p in llava.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.language_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = _schedule(optimizer, recipe.language_rate, recipe.language_steps)
+    optimizer = torch.optim.AdamW(parameters, lr=one.rate, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = _schedule(optimizer, one.rate, one.steps)
     packer = Packer()
-    generator = torch.Generator().manual_seed(recipe.seed + 1)
-    # Finding a thing by its name is learned last, and from these scenes: they come twice as often.
-    shown = np.arange(len(pool.scenes))
-    shown = np.concatenate([shown, [i for i in shown if pool.scenes[i].family == "objects"]])
+    generator = torch.Generator().manual_seed(seed)
+    shown = np.asarray([i for i, scene in enumerate(pool.scenes) for _ in range(one.times.get(scene.family, 1))])
     started = time.monotonic()
-    for step, picked in enumerate(_batches(len(shown), recipe.language_batch, recipe.language_steps, generator)):
+    for step, picked in enumerate(_batches(len(shown), recipe.language_batch, one.steps, generator)):
         rows = shown[picked]
-        late = step >= LATE * recipe.language_steps
-        batch = packer.batch([rules.questions(pool.scenes[i], step * 1_000_003 + int(i), late=late) for i in rows])
+        batch = packer.batch([rules.questions(pool.scenes[i], step * 1_000_003 + int(i)) for i in rows])
         with torch.autocast(device, torch.bfloat16):
             logits = text_logits(llava, features[rows].to(device).float(), batch)
         loss = F.cross_entropy(
@@ -211,15 +266,15 @@ def train_language(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == recipe.language_steps - 1:
+        if step % 100 == 0 or step == one.steps - 1:
             figures = {}
-            if held_out and (step % 400 == 0 or step == recipe.language_steps - 1) and step:
+            if held_out and (step % 400 == 0 or step == one.steps - 1) and step:
                 llava.eval()
                 figures = _held_out(llava, *held_out, device)
                 llava.train()
                 llava.model.vision_tower.eval()
-            record.note("language", step, loss=loss.detach(), seconds=time.monotonic() - started, **figures)
-    return llava.eval()
+            record.note(one.stage, step, loss=loss.detach(), seconds=time.monotonic() - started, **figures)
+    llava.eval()
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------
@@ -242,7 +297,11 @@ def train(out: Path, *, work: Path | None = None, device: str = "auto", seed: in
     clock = time.monotonic()
     pool = draw_pool(10_000_000 + 1_000_000 * seed, recipe.scenes, language.IMAGE_PX, language.GRID)
     record.note("pool", recipe.scenes, seconds=time.monotonic() - clock)
-    clip = _stage(stages / "clip", CLIPModel, record, lambda: train_tower(pool, recipe, device, record))
+
+    def learn_tower() -> CLIPModel:
+        return train_words(train_tower(pool, recipe, device, record), pool, recipe, device, record)
+
+    clip = _stage(stages / "clip", CLIPModel, record, learn_tower)
     llava = make_llava(clip.cpu()).to(device).eval()
 
     def learn_language() -> LlavaForConditionalGeneration:
