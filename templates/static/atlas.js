@@ -720,12 +720,16 @@
     view.appendChild(sheet);
   }
   function activations(i, record) {
-    var counts = record[AT.histogram], B = counts.length, figure = element("figure"), W = 440, H = 190, floor = H - 40, wide = (W - 20) / B;
+    // Bins are the same for every latent; shown are those from its first to its last.
+    var every = record[AT.histogram], first = every.findIndex(Boolean), last = every.length;
+    while (last > first + 1 && !every[last - 1]) last--;
+    first = Math.max(0, first);
+    var counts = every.slice(first, last), edges = A.edges.slice(first, last + 1), B = counts.length, figure = element("figure"), W = 440, H = 190, floor = H - 40, wide = (W - 20) / B;
     var most = Math.max.apply(null, counts), up = function (n) { return n ? (Math.log10(n) + 0.3) / (Math.log10(most) + 0.3 || 1) * (floor - 18) : 0; }, parts = [];
     parts.push(drawing("path", { "class": "these", d: counts.map(function (n, b) {
       return n ? "M" + (10 + b * wide + 0.5).toFixed(1) + " " + floor + "v" + (-up(n)).toFixed(1) + "h" + (wide - 1).toFixed(1) + "V" + floor + "z" : ""; }).join("") }));
-    var ticks = [], every = Math.ceil(B / 6);
-    for (var b = 0; b <= B; b += every) ticks.push([10 + b * wide, digits(A.edges[b], 2)]);
+    var ticks = [], each = Math.ceil(B / 6);
+    for (var b = 0; b <= B; b += each) ticks.push([10 + b * wide, digits(edges[b], 2)]);
     parts.push(drawing("path", { "class": "axis", d: "M10 " + floor + "H" + (W - 10) + ticks.map(function (one) { return "M" + one[0].toFixed(1) + " " + floor + "v4"; }).join("") }));
     ticks.concat([[W / 2, "activation of a patch"]]).forEach(function (one, n) {
       var text = drawing("text", { x: Math.max(14, Math.min(W - 14, one[0])).toFixed(1), y: floor + (n === ticks.length ? 34 : 17) });
@@ -737,7 +741,7 @@
     parts.push(said);
     figure.appendChild(heading("How strongly"));
     figure.appendChild(drawing("svg", { viewBox: "0 0 " + W + " " + H, "class": "bins", role: "img",
-      "aria-label": "Histogram of the activations of latent " + i + ", from " + digits(A.edges[0], 2) + " to " + digits(record[AT.max]) + "; data below" }, parts));
+      "aria-label": "Histogram of the activations of latent " + i + ", from " + digits(edges[0], 2) + " to " + digits(record[AT.max]) + "; data below" }, parts));
     figure.appendChild(element("figcaption", "", "Patches by their activation; heights are by logarithm."));
     var more = element("details", "more"), table = element("table", "data"), at = table.createTBody();
     more.appendChild(element("summary", "", "Data of this histogram"));
@@ -745,7 +749,7 @@
     counts.forEach(function (n, b) {
       if (!n) return;
       var row = at.insertRow(), head = document.createElement("th");
-      head.scope = "row"; head.textContent = digits(A.edges[b]) + " to " + digits(A.edges[b + 1]);
+      head.scope = "row"; head.textContent = digits(edges[b]) + " to " + digits(edges[b + 1]);
       row.appendChild(head);
       var cell = row.insertCell(); cell.className = "num"; cell.textContent = grouped(n);
     });
