@@ -217,6 +217,8 @@ def test_a_message_that_is_too_long_closes_its_channel_alone(served: Served, rea
     else:
         while channel.read(30) is not None:
             pass
+    finally:
+        channel.close()
     assert reader.ask(PROMPT, [])[-1]["type"] == "done"
 
 
