@@ -37,11 +37,22 @@ def test_groups_stay_together_on_the_map(directions: np.ndarray) -> None:
     found = projection.map_of(directions, seed=3)
     assert found.min() == 0 and found.max() == 1 and np.isfinite(found).all()
     np.testing.assert_array_equal(found, projection.map_of(directions, seed=3))
-    clusters = projection.clusters_of(found)
-    for start in (0, 40, 80):
-        mine = clusters[start : start + 40]
-        assert len(set(mine[mine >= 0].tolist())) == 1 and (mine >= 0).mean() > 0.8
-    assert set(clusters[clusters >= 0].tolist()) == {0, 1, 2}
+    not_mixed(projection.clusters_of(found))
+
+
+def not_mixed(clusters: np.ndarray) -> None:
+    """Each cluster is of one group, and each group has one."""
+    groups = [{k // 40 for k in np.flatnonzero(clusters == cluster)} for cluster in range(clusters.max() + 1)]
+    assert all(len(group) == 1 for group in groups) and set.union(*groups) == {0, 1, 2}
+
+
+def test_clusters_are_dense_parts_and_the_largest_comes_first() -> None:
+    generator = np.random.default_rng(0)
+    centres = np.repeat([[0.2, 0.2], [0.8, 0.2], [0.5, 0.8]], 40, axis=0)
+    clusters = projection.clusters_of(centres + 0.02 * generator.normal(size=(120, 2)))
+    not_mixed(clusters)
+    sizes = np.bincount(clusters[clusters >= 0])
+    assert (np.diff(sizes) <= 0).all() and sizes.sum() > 60
 
 
 def test_too_few_for_a_map() -> None:

@@ -77,7 +77,10 @@ def clusters_of(map_L2: np.ndarray) -> np.ndarray:
         return np.full(len(map_L2), -1)
     from sklearn.cluster import HDBSCAN
 
-    found_L = HDBSCAN(min_cluster_size=fewest, min_samples=5, copy=True).fit_predict(np.asarray(map_L2, float))
+    # The leaves of the tree, not its most lasting branches: those may be two halves of the whole map.
+    found_L = HDBSCAN(min_cluster_size=fewest, min_samples=5, cluster_selection_method="leaf", copy=True).fit_predict(
+        np.asarray(map_L2, float)
+    )
     sizes = np.bincount(found_L[found_L >= 0]) if (found_L >= 0).any() else np.zeros(0, int)
     place = np.empty(len(sizes), int)
     place[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
