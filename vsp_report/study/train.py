@@ -84,7 +84,7 @@ def train(
     rank = team.rank if team else 0
     if rank:
         on_progress = _say_nothing
-    device = device_named(plan.device) if team is None else str(team.device)
+    device = device_named(plan.device) if team is None else str(team.device).replace("cpu:0", "cpu")
     with stopping() as check, _recipes_faults():
         source, identity = _source(plan, pictures, device, team, check, on_progress)
         _check_free(plan, source.taps)  # once more: vision.-1 has a number now
