@@ -141,9 +141,9 @@ def on_paper(gpu_tflops: float = 200.0) -> dict[str, float]:
     tower = images * (patches + 1) * layers * (24 * width**2 + 4 * width * (patches + 1))
     encode = images * patches * 2 * width * latents
     projected = survey_plan._width(width, latents)
-    tally = latents * (8 * (5 + BINS + survey.NEIGHBOURS + projected) + 16 * (24 + 6 * grid))
+    tally = latents * (8 * (5 + BINS + survey_plan.NEIGHBOURS + projected) + 16 * (24 + 6 * grid))
     batch = 8 << 30
-    atlas = latents * (4 * 7 + BINS * 2 + kept * (8 + 8 + 3 * grid) + survey.NEIGHBOURS * 12 + 30)
+    atlas = latents * (4 * 7 + BINS * 2 + kept * (8 + 8 + 3 * grid) + survey_plan.NEIGHBOURS * 12 + 30)
     small = min(images, latents * kept) * 1100
     return {
         "tower PFLOP": tower / 1e15, "encode PFLOP, each of two": encode / 1e15,
