@@ -1,7 +1,8 @@
 """Atlases that no model made, for the tests of pages: seeded numbers over drawn pictures, of any size.
 
 `make_atlas` has every part. A latent belongs to a concept, its references show that concept, and it is active where
-the picture does; every seventh latent is dead, and every fifth one's label is poor. One name is a stranger's mischief. `save` writes it with its sheets.
+the picture does; every seventh latent is dead, and every fifth one's label is poor. Some names are a stranger's
+mischief. `save` writes it with its sheets.
 """
 
 from __future__ import annotations
@@ -97,8 +98,9 @@ def make_atlas(
         ),
         concepts=(*(concepts if labels else ()), *((Concept(HOSTILE, 0, 0.0),) if labels else ())),
         labellings=(Labelling("truth", "best concept of the world", "average precision", CONCEPTS, 0.5),) * labels,
-        clusters=tuple(Cluster((HOSTILE if c == 7 else name) if c % 5 else "", int((clustered & (concept_L == c)).sum()), 0.8)
-                       for c, name in enumerate(CONCEPTS)),
+        clusters=tuple(Cluster(name, int((clustered & (concept_L == c)).sum()), 0.8)
+                       for c, name in enumerate(["" if c % 5 == 0 else HOSTILE if c == 7 else name
+                                                 for c, name in enumerate(CONCEPTS)])),
         pictures=(HOSTILE, *(f"scene {i:05}" for i in range(1, pictures))),
         picture_labels=("", *(CONCEPTS[c] for c in shown_I[1:])) if labels else ("",) * pictures,
         sheets=sheets or Sheets("pictures-0123456789ab", ("000.webp",), CELL, ACROSS, -(-pictures // ACROSS)),
