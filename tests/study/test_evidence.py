@@ -60,7 +60,7 @@ def inquiry(folder: Path) -> Inquiry:
     """Everything done, and saved."""
     inquiry = evidence.open_case(written(folder), folder / "chair")
     for one in (evidence.look, evidence.cluster, evidence.attribute, evidence.steer_all, evidence.sweep,
-                evidence.rephrase, evidence.save):  # fmt: skip
+                evidence.rephrase, evidence.diagnose, evidence.save):  # fmt: skip
         one(inquiry)
     return inquiry
 
