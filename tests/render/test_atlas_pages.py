@@ -102,8 +102,15 @@ def test_the_first_labelling_that_has_a_word_is_shown() -> None:
         assert shown.score_L[n] == (ABSENT if label.score is None else np.float32(label.score))
 
 
-def test_a_latents_file_has_all_of_it() -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_a_latents_file_has_all_of_it(large: bool) -> None:
     atlas = atlases.make_atlas(200)
+    if large:  # a picture of more patches than a byte counts
+        sizes_I2 = atlas.arrays.picture_grids_I2.copy()
+        sizes_I2[-1] = 20
+        atlas = replace(atlas, arrays=replace(atlas.arrays, picture_grids_I2=sizes_I2))
+    wide, prefix = (2 if atlas_data.grids_are_short(atlas) else 3), atlas_data.prefix_of(atlas)
+    assert wide == (3 if large else 2) and all(name.startswith(prefix) for name in atlas.pictures)
     files, per = atlas_data.latent_files(atlas)
     rows = [row for name in sorted(files) for row in json.loads(re.search(rb",(\[.*\])\);", files[name])[1])]
     assert len(rows) == 200 and all(len(rows[at : at + per]) for at in range(0, 200, per))
@@ -118,13 +125,14 @@ def test_a_latents_file_has_all_of_it() -> None:
         assert [[one[0], pytest.approx(one[1])] for one in row[8]] == [[facts.label.word, facts.label.score]] or (
             row[8][0][1] == pytest.approx(facts.label.score, rel=1e-3)
         )
-        assert row[9] == atlas.arrays.histogram_LB[n].tolist()
+        (first, *counts), bins = row[9], atlas.arrays.histogram_LB.shape[1]
+        assert [0] * first + counts + [0] * (bins - first - len(counts)) == atlas.arrays.histogram_LB[n].tolist()
         assert [one[0] for one in row[10]] == [one.latent for one in facts.neighbours]
-        assert [one[2] for one in row[11]] == [one.name for one in facts.references]
+        assert [prefix + one[2] for one in row[11]] == [one.name for one in facts.references]
         for r, reference in enumerate(row[11]):
             grid = np.zeros(reference[4] * reference[5])
-            packed = np.frombuffer(base64.b64decode(reference[6]), np.uint8).reshape(-1, 3).astype(int)
-            grid[packed[:, 0] * 256 + packed[:, 1]] = packed[:, 2] / 255
+            packed = np.frombuffer(base64.b64decode(reference[6]), np.uint8).reshape(-1, wide).astype(int)
+            grid[packed[:, 0] if wide == 2 else packed[:, 0] * 256 + packed[:, 1]] = packed[:, -1] / 255
             # A reference's patch that comes twice is one patch; the page and the atlas both keep the last.
             np.testing.assert_allclose(grid * reference[1], atlas.grid(n, r).ravel(), rtol=2e-3)
 

@@ -125,6 +125,8 @@ def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes
         "sheets": {"folder": f"{sheets_at}{sheets.folder}/", "files": sheets.files,
                    "cell": sheets.cell_px, "across": sheets.across, "down": sheets.down},
         "pictures": atlas.provenance.n_images,
+        "prefix": prefix_of(atlas),
+        "gridBytes": 2 if grids_are_short(atlas) else 3,
     }  # fmt: skip
     return f"window.VSP_ATLAS={script_json(data)};\n".encode()
 
@@ -156,8 +158,11 @@ def _facts(atlas: Atlas) -> Iterator[Any]:
     """Of each latent what atlas.js reads by place; 0 for the dead."""
     a = atlas.arrays
     R = a.references_LR.shape[1]
-    packed = np.stack([a.grid_patches >> 8, a.grid_patches & 255, a.grid_values], 1).astype(np.uint8).tobytes()
-    starts, sizes, references_LR = a.grid_starts.tolist(), a.picture_grids_I2.tolist(), a.references_LR.tolist()
+    short = grids_are_short(atlas)
+    places = [a.grid_patches] if short else [a.grid_patches >> 8, a.grid_patches & 255]
+    packed, wide = np.stack([*places, a.grid_values], 1).astype(np.uint8).tobytes(), len(places) + 1
+    begin, starts, references_LR = len(prefix_of(atlas)), a.grid_starts.tolist(), a.references_LR.tolist()
+    sizes = a.picture_grids_I2.tolist()
     strengths_LR, histogram_LB, neighbours_LN = map(_few, (a.strengths_LR, a.histogram_LB, a.neighbours_LN))
     cosines_LN, coactivations_LN = _few(a.cosines_LN), _few(a.coactivations_LN)
     figures = zip(*(_few(x) for x in (a.frequency_L, a.patch_frequency_L, a.mean_L, a.mean_overall_L, a.max_L,
@@ -170,14 +175,27 @@ def _facts(atlas: Atlas) -> Iterator[Any]:
         references = []
         for r, (i, strength) in enumerate(zip(references_LR[latent], strengths_LR[latent], strict=True)):
             if i >= 0:
-                grid = packed[3 * starts[latent * R + r] : 3 * starts[latent * R + r + 1]]
-                references.append([i, strength, atlas.pictures[i], atlas.picture_labels[i], *sizes[i],
+                grid = packed[wide * starts[latent * R + r] : wide * starts[latent * R + r + 1]]
+                references.append([i, strength, atlas.pictures[i][begin:], atlas.picture_labels[i], *sizes[i],
                                    base64.b64encode(grid).decode()])  # fmt: skip
         near = zip(neighbours_LN[latent], cosines_LN[latent], coactivations_LN[latent], strict=True)
         neighbours = [[n, cosine, together, references_LR[n][0] if R else -1] for n, cosine, together in near if n >= 0]
         labels = [[one.words[labels_SL[s][latent]], scores_SL[s][latent], s]
                   for s, one in enumerate(atlas.labellings) if labels_SL[s][latent] >= 0]  # fmt: skip
-        yield [*known, labels, histogram_LB[latent], neighbours, references]
+        counts = np.trim_zeros(histogram_LB[latent], "b")
+        first = next((b for b, count in enumerate(counts) if count), 0)
+        yield [*known, labels, [first, *counts[first:]], neighbours, references]
+
+
+def grids_are_short(atlas: Atlas) -> bool:
+    """Whether every patch's number fits into a byte."""
+    return bool(atlas.arrays.picture_grids_I2.astype(int).prod(1).max(initial=0) <= 256)
+
+
+def prefix_of(atlas: Atlas) -> str:
+    """What the names of all pictures begin with; it is written once."""
+    low, high = min(atlas.pictures, default=""), max(atlas.pictures, default="")
+    return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), 0)]
 
 
 def _few(values: np.ndarray) -> list[Any]:

@@ -39,14 +39,16 @@ from vsp_report.study import sheets
 from vsp_report.study.inquiry import versions
 from vsp_report.study.survey import Plan, load_tallies
 
-KEPT = 9
+KEPT = 6
 """References of each latent that an atlas keeps."""
 GOOD = 0.9
 """Average precision from which on a concept counts as found."""
 TRUSTED = 0.5
 """A case may name latents by a label that scores this, in average precision or in share of references."""
 NAMED = 0.3
-"""A cluster bears the word that this share of its latents has."""
+"""A cluster bears the word that this share of its well labelled latents has."""
+SPEAKING = 3
+"""So many of a cluster's latents have to be well labelled for it to bear a word."""
 FOUND = f"concepts found (average precision >= {GOOD})"
 
 
@@ -132,7 +134,7 @@ def make_atlases(
             provenance=_provenance(plan, k, one.tally, sae, broken, command),
             edges=tuple(one.tally.frame.edges.tolist()), mapped=mapped,
             quality=tuple(_quality(one, control, explained, concepts)), concepts=concepts, labellings=labellings,
-            clusters=_clusters(cluster_L, labellings, label_SL), pictures=tuple(source.name(i) for i in kept),
+            clusters=_clusters(cluster_L, labellings, label_SL, score_SL), pictures=tuple(source.name(i) for i in kept),
             picture_labels=tuple(one.labels[one.label_N[i]] if one.label_N[i] >= 0 else "" for i in kept),
             sheets=placed, arrays=arrays,
         )  # fmt: skip
@@ -280,19 +282,23 @@ def _labellings(
     return tuple(row[0] for row in found), *stacked
 
 
-def _clusters(cluster_L: np.ndarray, labellings: Sequence[Labelling], label_SL: np.ndarray) -> tuple[Cluster, ...]:
-    """Named by the word that most of a cluster's latents share, where enough do."""
+def _clusters(
+    cluster_L: np.ndarray, labellings: Sequence[Labelling], label_SL: np.ndarray, score_SL: np.ndarray
+) -> tuple[Cluster, ...]:
+    """Named by the word that most of a cluster's well labelled latents share, where enough of them do. The best label
+    of a latent that stands for nothing is some frequent word, and would name every cluster alike."""
     made = []
     for cluster in range(int(cluster_L.max(initial=-1)) + 1):
         mine = np.flatnonzero(cluster_L == cluster)
         said = Counter()
         for latent in mine:
             s = next((s for s in range(len(labellings)) if label_SL[s, latent] >= 0), None)
-            if s is not None:
+            if s is not None and (labellings[s].least is None or score_SL[s, latent] >= labellings[s].least):
                 said[labellings[s].words[int(label_SL[s, latent])]] += 1
         word, count = min(said.items(), key=lambda one: (-one[1], one[0])) if said else ("", 0)
-        enough = count >= NAMED * len(mine)
-        made.append(Cluster(word if enough else "", len(mine), count / len(mine) if enough else None))
+        spoke = said.total()
+        enough = spoke >= SPEAKING and count >= NAMED * spoke
+        made.append(Cluster(word if enough else "", len(mine), count / spoke if enough else None))
     return tuple(made)
 
 
