@@ -104,7 +104,11 @@
   }
   function grid(reference) {
     var text = atob(reference[REF.grid]), found = new Float32Array(reference[REF.rows] * reference[REF.columns]);
-    for (var i = 0; i < text.length; i += 3) found[text.charCodeAt(i) * 256 + text.charCodeAt(i + 1)] = text.charCodeAt(i + 2) / 255;
+    for (var i = 0, wide = A.gridBytes; i < text.length; i += wide) {
+      var patch = text.charCodeAt(i);
+      if (wide === 3) patch = patch * 256 + text.charCodeAt(i + 1);
+      found[patch] = text.charCodeAt(i + wide - 1) / 255;
+    }
     return found;
   }
   // A small picture, under a veil wherever the latent is less active than the threshold.
@@ -136,7 +140,7 @@
     canvas.paint();
     if (reference) {
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", reference[REF.name] + ", activation " + digits(reference[REF.strength]));
+      canvas.setAttribute("aria-label", A.prefix + reference[REF.name] + ", activation " + digits(reference[REF.strength]));
     } else canvas.setAttribute("aria-hidden", "true");
     return canvas;
   }
@@ -713,18 +717,15 @@
       var item = element("li");
       if (A.sheets.files.length) item.appendChild(thumb(one[REF.picture], one, 132));
       item.appendChild(element("span", "num", digits(one[REF.strength])));
-      item.appendChild(element("span", "name", one[REF.label] || one[REF.name]));
-      if (one[REF.label]) item.title = one[REF.name];
+      item.appendChild(element("span", "name", one[REF.label] || A.prefix + one[REF.name]));
+      if (one[REF.label]) item.title = A.prefix + one[REF.name];
       sheet.appendChild(item);
     });
     view.appendChild(sheet);
   }
   function activations(i, record) {
     // Bins are the same for every latent; shown are those from its first to its last.
-    var every = record[AT.histogram], first = every.findIndex(Boolean), last = every.length;
-    while (last > first + 1 && !every[last - 1]) last--;
-    first = Math.max(0, first);
-    var counts = every.slice(first, last), edges = A.edges.slice(first, last + 1), B = counts.length, figure = element("figure"), W = 440, H = 190, floor = H - 40, wide = (W - 20) / B;
+    var first = record[AT.histogram][0], counts = record[AT.histogram].slice(1), edges = A.edges.slice(first, first + counts.length + 1), B = counts.length, figure = element("figure"), W = 440, H = 190, floor = H - 40, wide = (W - 20) / B;
     var most = Math.max.apply(null, counts), up = function (n) { return n ? (Math.log10(n) + 0.3) / (Math.log10(most) + 0.3 || 1) * (floor - 18) : 0; }, parts = [];
     parts.push(drawing("path", { "class": "these", d: counts.map(function (n, b) {
       return n ? "M" + (10 + b * wide + 0.5).toFixed(1) + " " + floor + "v" + (-up(n)).toFixed(1) + "h" + (wide - 1).toFixed(1) + "V" + floor + "z" : ""; }).join("") }));
