@@ -18,7 +18,7 @@ site: $(STAMP)
 	$(BIN)/vsp-report build --out site
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 world: $(STAMP)
 	$(BIN)/vsp-report sketchworld eval

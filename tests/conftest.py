@@ -20,8 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: run what needs a GPU as well")
 
 
+LONGEST = ("test_weights.py", "test_qualities.py", "test_fresh.py")
+"""They are begun first, so that no process is left with one of them when the other is done."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --device cuda such tests are left out, and counted as that; with it, a missing GPU fails them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if config.getoption("--device") == "cpu":
         on_gpu = [item for item in items if item.get_closest_marker("cuda")]
         config.hook.pytest_deselected(items=on_gpu)
