@@ -18,7 +18,7 @@ site: $(STAMP)
 	$(BIN)/vsp-report build --out site
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 world: $(STAMP)
 	$(BIN)/vsp-report sketchworld eval
