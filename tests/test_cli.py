@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import types
@@ -450,3 +451,14 @@ def test_the_module_and_the_script_are_one_command() -> None:
     assert os.access(script, os.X_OK)
     run = subprocess.run([script, "--help"], capture_output=True, text=True, check=False)
     assert run.stdout == python("-m", "vsp_report", "--help").stdout
+
+
+def test_a_demo_ends_in_pages(tmp_path, monkeypatch, capsys):
+    """In a folder of nothing; the one case that is asked for needs a GPU, so nothing has to be loaded."""
+    (tmp_path / "cases").mkdir()
+    shutil.copy(paths.cases_dir() / "paper-duck-rabbit.yaml", tmp_path / "cases")
+    monkeypatch.setattr(paths, "cases_dir", lambda: tmp_path / "cases")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "--demo"]) == 0
+    assert "index.html: 1 case" in capsys.readouterr().out
+    assert (tmp_path / "site" / "cases" / "paper-duck-rabbit" / "index.html").is_file()

@@ -136,8 +136,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         code = _run_steps(args, cases, wanted, lambda: executors.here(args.jobs), None)
     if args.demo:  # one command from nothing to pages
-        args.recordings = args.templates = None
-        return max(code, site.build(args))
+        return max(code, site.build(args.out, force=args.force))
     return code
 
 

@@ -12,7 +12,7 @@ from vsp_report.errors import InputError
 
 
 def add(rooms: Any) -> None:
-    make = command(rooms, "build", "make the site from recordings; only what is stale is made again", build)
+    make = command(rooms, "build", "make the site from recordings; only what is stale is made again", _build)
     make.add_argument("--recordings", type=Path, metavar="DIR", help="(default: the folder recordings in --out)")
     make.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="(default: %(default)s)")
     make.add_argument("--templates", type=Path, metavar="DIR", help="templates of your own, before the bundled")
@@ -50,15 +50,19 @@ def add(rooms: Any) -> None:
     command(rooms, "init-ci", "write GitHub workflows that publish the site and audit the cases", _init_ci)
 
 
-def build(args: argparse.Namespace) -> int:
+def _build(args: argparse.Namespace) -> int:
+    return build(args.out, args.recordings, force=args.force, templates=args.templates, base_url=args.base_url)
+
+
+def build(out: Path, recordings: Path | None = None, **how: Any) -> int:
+    """Build, and say what came of it. `how`: as `render.site.build` takes it."""
     from vsp_report.render import site
 
-    recordings = args.recordings or args.out / site.RECORDINGS
-    built = site.build(recordings, args.out, force=args.force, templates=args.templates, base_url=args.base_url)
+    built = site.build(recordings or out / site.RECORDINGS, out, **how)
     for fault in built.faults:
         said(str(fault), fault.exit_code)
     changed = f"{counted(len(built.written), 'part')} written" if built.written else "nothing was stale"
-    print(f"{args.out / 'index.html'}: {counted(built.cases, 'case')}, {changed}")
+    print(f"{out / 'index.html'}: {counted(built.cases, 'case')}, {changed}")
     return InputError.exit_code if built.faults else 0
 
 
