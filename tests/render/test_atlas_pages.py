@@ -175,7 +175,7 @@ def test_layers_are_in_the_models_order_and_concepts_at_their_first() -> None:
     assert [one.tap for one in survey.taps] == ["vision.9", "vision.10", "text.2"]
     assert [one.depth for one in survey.taps] == ["early", "middle", "late"]
     assert [(stage.title, [row.name for row in stage.rows]) for stage in survey.stages] == [
-        ("Found from vision.10 on", ["chair"]), ("Found at none of these taps", ["cup"])]  # fmt: skip
+        ("First found at vision.10", ["chair"]), ("Found at none of these taps", ["cup"])]  # fmt: skip
     assert [cell.precision for cell in survey.stages[0].rows[0].cells] == ["0.897", "0.95", "0.99"]
 
 

@@ -128,7 +128,7 @@ def _stages(group: Sequence[Atlas], sizes: Sizes) -> tuple[Stage, ...]:
         rows = [_row(name, group, known, sizes) for name in names if first[name] == n]
         rows.sort(key=lambda row: (-sum(cell.length for cell in row.cells), row.name))
         if rows and n < len(group):
-            title = f"Found from {group[n].provenance.tap} on" if n else f"Found at {group[0].provenance.tap} already"
+            title = f"First found at {group[n].provenance.tap}" if n else f"Found at {group[0].provenance.tap} already"
             stages.append(Stage(title, f"Average precision of at least {GOOD} there.", tuple(rows)))
         elif rows:
             stages.append(Stage("Found at none of these taps", f"No latent reaches {GOOD}.", tuple(rows)))
