@@ -19,11 +19,17 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --disable-quic --disable-dev-shm-usage --hide-scrollbars --mute-audio --disable-extensions"
 ).split()
-SECONDS = 90.0
+SECONDS = 120.0
+# What DevTools answers when a page was on the way to another document while it was asked.
+GONE = ("navigated or closed", "Cannot find context", "context was destroyed", "context with specified id")
 
 
 class BrowserError(Exception):
     pass
+
+
+class Navigated(BrowserError):
+    """The document that was asked has gone, because its page is on the way to another one."""
 
 
 @dataclass
@@ -61,11 +67,19 @@ class Page:
         return said["result"].get("value")
 
     def wait(self, expression: str) -> None:
+        """Until the expression is true, in this document or in the one that follows it."""
         end = time.monotonic() + SECONDS
-        while not self.value(f"Boolean({expression})"):
+        while not self._true(expression):
             if time.monotonic() > end:
-                raise BrowserError(f"never came true: {expression}; logged: {self.logged}")
+                said = self.value("document.querySelector('.vsp-status')?.textContent")
+                raise BrowserError(f"never came true: {expression}; the panel says {said!r}; logged: {self.logged}")
             time.sleep(0.05)
+
+    def _true(self, expression: str) -> bool:
+        try:
+            return bool(self.value(f"Boolean({expression})"))
+        except Navigated:
+            return False
 
     def press(self, key: str) -> None:
         codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9,
@@ -118,7 +132,9 @@ class Chromium:
         self.pump(lambda: number in self._answers)
         answer = self._answers.pop(number)
         if "error" in answer:
-            raise BrowserError(f"{method}: {answer['error']}")
+            message = answer["error"].get("message", "")
+            gone = any(words in message for words in GONE)
+            raise (Navigated if gone else BrowserError)(f"{method}: {answer['error']}")
         return answer["result"]
 
     def pump(self, until: Any) -> None:

@@ -15,26 +15,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.browser.chromium import Chromium, Page
+from tests.browser.chromium import SECONDS, Chromium, Page
 from tests.live import serving
 from tests.live.serving import Home, Served, kernel_pids
 from vsp_report.case import load_case
 
-SECONDS = 120
 STATUS = "document.querySelector('.vsp-status').textContent"
 ANSWER = "document.querySelector('.vsp-said').textContent"
 ROUNDS = "document.querySelectorAll('.vsp-rounds li').length"
 HEARD = """
 (place => { window.heard = []; place.model.on('msg:custom', e => heard.push(JSON.parse(JSON.stringify(e)))) })
 (document.querySelector('[data-panel]'))"""
-
-
-def wait(page: Page, expression: str) -> None:
-    end = time.monotonic() + SECONDS
-    while not page.value(f"Boolean({expression})"):
-        said = page.value("document.querySelector('.vsp-status')?.textContent")
-        assert time.monotonic() < end, f"never came true: {expression}; it says {said!r}; logged: {page.logged}"
-        time.sleep(0.05)
 
 
 def press(page: Page, label: str) -> None:
@@ -52,7 +43,7 @@ def choose(page: Page, text: str) -> None:
 def ask(page: Page) -> None:
     before = page.value(ROUNDS)
     press(page, "Ask")
-    wait(page, f"{ROUNDS} > {before}")
+    page.wait(f"{ROUNDS} > {before}")
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +74,8 @@ def beside(chromium: Chromium, live: Served) -> Iterator[Page]:
 def entered(chromium: Chromium, live: Served) -> Page:
     page = chromium.page()
     page.open(live.door.as_uri())
-    wait(page, "document.querySelector('[data-panel][data-host=kernel]')")
-    wait(page, f"{STATUS} === 'Ready.'")
+    page.wait("document.querySelector('[data-panel][data-host=kernel]')")
+    page.wait(f"{STATUS} === 'Ready.'")
     return page
 
 
@@ -94,9 +85,9 @@ def entered(chromium: Chromium, live: Served) -> Page:
 def test_the_page_alone_plays_back_what_was_recorded(alone: Page) -> None:
     assert alone.value("document.querySelector('[data-panel]').dataset.host") == "recorded"
     press(alone, "five")
-    wait(alone, f"{STATUS} === 'As recorded.'")
+    alone.wait(f"{STATUS} === 'As recorded.'")
     press(alone, "as it is")
-    wait(alone, f"{ROUNDS} === 2 && {STATUS} === 'As recorded.'")
+    alone.wait(f"{ROUNDS} === 2 && {STATUS} === 'As recorded.'")
     assert alone.value("document.querySelector('.vsp-stage canvas').width") > 0
     assert alone.logged == []
 
@@ -106,16 +97,16 @@ def test_what_was_not_recorded_says_so_and_how_to_see_it(alone: Page) -> None:
     alone.value("document.querySelector('[aria-label=\"Latents by number\"]').value = '1, 2'")
     press(alone, "Add")
     press(alone, "Ask")
-    wait(alone, f"{STATUS}.startsWith('This was not recorded')")
+    alone.wait(f"{STATUS}.startsWith('This was not recorded')")
     assert "vsp-report live tried" in alone.value(STATUS)
     assert alone.value(ROUNDS) == 0 and alone.value(ANSWER) == before
 
 
 def test_rounds_can_be_stepped_through(alone: Page) -> None:
     press(alone, "five")
-    wait(alone, f"{ROUNDS} === 1")
+    alone.wait(f"{ROUNDS} === 1")
     press(alone, "more")
-    wait(alone, f"{ROUNDS} === 2")
+    alone.wait(f"{ROUNDS} === 2")
     rows = "[...document.querySelectorAll('.vsp-rows .vsp-name')].map(n => n.textContent)"
     assert alone.value(rows) == ["more"]
     press(alone, "←")
@@ -129,13 +120,13 @@ def test_rounds_can_be_stepped_through(alone: Page) -> None:
 
 def test_a_link_restores_the_state(alone: Page, chromium: Chromium) -> None:
     press(alone, "more")
-    wait(alone, f"{ROUNDS} === 1")
+    alone.wait(f"{ROUNDS} === 1")
     press(alone, "Copy a link to this")
     address = alone.value("location.href")
     assert "#try=" in address
     other = chromium.page()
     other.open(address)
-    wait(other, f"{STATUS} && document.querySelector('.vsp-rows input[type=number]')?.value === '2'")
+    other.wait(f"{STATUS} && document.querySelector('.vsp-rows input[type=number]')?.value === '2'")
     ask(other)
     assert other.value(ANSWER) == alone.value(ANSWER)
 
@@ -153,7 +144,7 @@ def test_a_broken_link_does_no_harm(alone: Page, link: str) -> None:
 def test_the_atlas_and_the_heatmap_hand_latents_over(alone: Page) -> None:
     names = "[...document.querySelectorAll('.vsp-rows .vsp-name')].map(n => n.textContent)"
     alone.value("location.hash = '#latent=12'")
-    wait(alone, f"{names}.length === 1")
+    alone.wait(f"{names}.length === 1")
     alone.value(
         "document.dispatchEvent(new CustomEvent('vsp:latents', {detail: {latents: [3, 4], name: 'cluster 1'}}))"
     )
@@ -233,9 +224,9 @@ def test_a_round_is_saved_as_a_case(beside: Page, home: Home) -> None:
     beside.value("document.querySelector('[aria-label=\"Name of the case\"]').value = 'from-the-page'")
     beside.value("document.querySelector('[aria-label=\"Title of the case\"]').value = 'From the page'")
     press(beside, "Download")
-    wait(beside, "window.saved")
+    beside.wait("window.saved")
     press(beside, "Into cases/")
-    wait(beside, f"{STATUS}.startsWith('Written: ')")
+    beside.wait(f"{STATUS}.startsWith('Written: ')")
     file = home.cases / "from-the-page.yaml"
     try:
         case = load_case(file)
@@ -268,7 +259,7 @@ def test_ones_own_picture_is_asked_about(beside: Page) -> None:
         files.items.add(new File([bytes], 'own.png', {{type: 'image/png'}}));
         const field = document.querySelector('.vsp-panel input[type=file]');
         field.files = files.files; field.dispatchEvent(new Event('change')) }})()""")
-    wait(beside, f"{STATUS}.includes('your picture')")
+    beside.wait(f"{STATUS}.includes('your picture')")
     assert beside.value("document.querySelector('.vsp-stage img').naturalWidth") == 80
     ask(beside)
     assert beside.value("document.querySelector('.vsp-stage canvas').width") > 0
@@ -281,7 +272,7 @@ def test_two_tabs_share_the_kernel(beside: Page, chromium: Chromium, live: Serve
         choose(page, "five")
         press(page, "Ask")
     for page in (beside, other):
-        wait(page, f"{ROUNDS} === 1")
+        page.wait(f"{ROUNDS} === 1")
     assert beside.value(ANSWER) == other.value(ANSWER)
     press(other, "Ask")
     other.open("about:blank")  # a tab that is closed while its round runs
@@ -296,10 +287,10 @@ def test_a_kernel_that_dies_in_a_round_is_had_again_by_one_click(beside: Page, l
     press(beside, "Ask")
     (pid,) = kernel_pids(live)
     os.kill(pid, signal.SIGKILL)
-    wait(beside, f"{STATUS}.includes('died')")
+    beside.wait(f"{STATUS}.includes('died')")
     assert beside.value("!document.querySelector('.vsp-again').hidden")
     press(beside, "Start again")
-    wait(beside, f"{STATUS} === 'Ready.'")
+    beside.wait(f"{STATUS} === 'Ready.'")
     beside.value("document.querySelector('.vsp-check input').checked = false")
     ask(beside)
     assert beside.value(STATUS).startswith("Answered")
