@@ -247,24 +247,44 @@ def test_a_seed_decides_everything(architecture):
     assert torch.equal(torch.random.get_rng_state(), state)  # the global one is left alone
 
 
-@pytest.mark.parametrize("dead", ["auxiliary", "resample"])
+@pytest.mark.parametrize("dead", ["auxiliary", "revive", "resample"])
 @pytest.mark.parametrize("architecture", training.TRAINED)
 def test_a_trainer_that_is_put_back_goes_on_as_if_nothing_had_been(architecture, dead, monkeypatch):
-    if (architecture, dead) == ("standard", "auxiliary"):
+    if dead not in training.DEAD[architecture]:
         return  # not trained
     monkeypatch.setattr(learning, "DEAD_AFTER", 60)
     recipe = Recipe(architecture, expansion=16, k=3, l1=1.0, steps=16, batch=20, seed=4, dead=dead, whiten=0.3)
     rows, whole, first = acts()[:320].split(20), Trainer(recipe, acts()), Trainer(recipe, acts())
     told = [whole.step(part) for part in rows]
-    assert any(one.dead_share > 0 for one in told)  # or neither way of helping them was tried
-    for part in rows[:7]:
+    assert any(one.dead_share > 0 for one in told)  # or no way of helping them was tried
+    stop = 14 if dead == "revive" else 7  # in its second life, which the last three steps are
+    for part in rows[:stop]:
         first.step(part)
     second = Trainer(recipe, acts()[:50])
     second.restore(first.state())
-    assert [second.step(part) for part in rows[7:]] == told[7:]
+    assert [second.step(part) for part in rows[stop:]] == told[stop:]
     for ours, theirs in zip(whole.weights, second.weights, strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(whole.generator.get_state(), second.generator.get_state())
+
+
+def test_in_the_second_life_the_living_stay_to_the_bit_and_the_dead_learn(monkeypatch):
+    monkeypatch.setattr(learning, "DEAD_AFTER", 2000)
+    recipe = Recipe("topk", expansion=16, k=3, steps=900, batch=200, seed=1, dead="revive")
+    trainer, rows = Trainer(recipe, acts()), acts().split(200)
+    end = recipe.first_life
+    assert end == 750
+    told = [trainer.step(rows[step % 30]) for step in range(end)]
+    dead_L, before = trainer.learner.dead_L.clone(), [weight.detach().clone() for weight in trainer.weights]
+    assert told[-1].dead_share == float(dead_L.float().mean()) > 0.2
+    told += [trainer.step(rows[step % 30]) for step in range(end, recipe.steps)]
+    for weight, old in zip(trainer.weights[:3], before, strict=False):
+        assert torch.equal(weight[~dead_L], old[~dead_L])
+        assert not (weight[dead_L] == old[dead_L]).all()
+    assert torch.equal(trainer.weights.b_dec_D, before[3])
+    torch.testing.assert_close(trainer.weights.decoder_LD.norm(dim=1), torch.ones(len(dead_L)))
+    assert told[-1].dead_share < 0.5 * told[end - 1].dead_share
+    assert told[-1].unexplained_variance < 1.5 * told[end - 1].unexplained_variance
 
 
 def test_a_constant_and_a_few_rows_do_not_break_it():
@@ -294,6 +314,8 @@ def test_bad_requests_are_named():
         ({"prefixes": (8, 4)}, "prefixes", "are 8,4"),
         ({"prefixes": (8, 400)}, "prefixes", "are 8,400"),
         ({"architecture": "standard", "dead": "auxiliary"}, "dead", "is 'auxiliary'"),
+        ({"architecture": "standard", "dead": "revive"}, "dead", "is 'revive'"),
+        ({"architecture": "batchtopk", "dead": "revive"}, "dead", "is 'revive'"),
         ({"dead": "bury"}, "dead", "is 'bury'"),
         ({"whiten": 1.5}, "whiten", "is 1.5"),
     ],

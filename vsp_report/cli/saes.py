@@ -86,8 +86,8 @@ def _add_train(sae: Any) -> None:
     add("--prefixes", type=_sizes, metavar="N,N", help="matryoshka: so many first latents have to explain all alone")
     add(
         "--dead",
-        choices=("auxiliary", "resample", "leave"),
-        help="dead latents (default: auxiliary; standard: resample)",
+        choices=("auxiliary", "revive", "resample", "leave"),
+        help="dead latents (default: auxiliary; standard: resample); revive keeps most alive",
     )
     add(
         "--whiten",
