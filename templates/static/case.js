@@ -49,6 +49,7 @@
   function looking() { return state.token === null ? null : attention[state.whose][state.token]; }
   function hasRow() { return data.attention[state.whose].top[state.token] !== null; }
   function digits(value) { return value === 0 ? "0" : Number(value.toPrecision(3)).toString(); }
+  function scored(latent) { return typeof data.latents[latent][7] === "number" ? data.latents[latent][7].toFixed(2) : ""; }
   function name(latent) { return (data.latents[latent][0] + " " + data.latents[latent][1]).trim(); }
   function percent(value) { return Math.round(100 * value) + " %"; }
 
@@ -247,15 +248,19 @@
       .sort(function (a, b) { return values[b] - values[a] || a - b; }).slice(0, TOP);
     // A latent that was chosen elsewhere is listed too.
     if (state.latent !== null && order.indexOf(state.latent) < 0) order.push(state.latent);
-    var top = order.length ? values[order[0]] : 1, focused = document.activeElement && document.activeElement.dataset.place;
+    // The numbers of a column have the same digits: the largest has three.
+    var top = order.length ? values[order[0]] : 1, behind = Math.min(4, Math.max(0, 2 - Math.floor(Math.log10(top || 1)))), focused = document.activeElement && document.activeElement.dataset.place;
     list.textContent = "";
     order.forEach(function (l) {
       var item = document.createElement("li"), button = document.createElement("button");
       button.type = "button";
       button.dataset.place = l;
       button.setAttribute("aria-pressed", String(state.latent === l));
-      button.append(element("span", "name", element("span", "no", data.latents[l][0]), " " + data.latents[l][1]),
-        drawn(100 * values[l] / (top || 1)), element("span", "num", digits(values[l])));
+      var called = element("span", "name", element("span", "no", data.latents[l][0]), " ",
+        element("span", "word" + (data.latents[l][8] ? " poor" : ""), data.latents[l][1]));
+      if (scored(l)) called.append(" ", element("span", "score", scored(l)));
+      button.append(called,
+        drawn(100 * values[l] / (top || 1)), element("span", "num", values[l].toFixed(behind)));
       button.addEventListener("click", function () { state.latent = state.latent === l ? null : l; changed(); });
       item.append(button);
       list.append(item);
@@ -289,6 +294,12 @@
       "active in " + percent(often[state.latent]) + (surveyed.often ? " of the survey's pictures" : " of the patches here"),
       "mean activation " + digits(strong[state.latent]) + (surveyed.strong ? "" : " where it is active here")];
     about.append(element("b", "", "Latent " + name(state.latent)), element("p", "", said.join("; ") + "."));
+    var labelling = data.labellings[one[9]];
+    if (labelling) {
+      var worth = scored(state.latent) ? (labelling[2] || "score") + " " + scored(state.latent) : "";
+      if (one[8]) worth = "a poor one: " + worth + ", below " + labelling[3];
+      about.append(element("p", "", "Its label is " + [labelling[0], worth].filter(Boolean).join("; ") + "."));
+    }
     if (one[6].length) {
       about.append(element("p", "", "Strongest of all on " + one[6].map(function (seen) {
         return seen[0] + " (" + digits(seen[1]) + ")";

@@ -325,8 +325,10 @@ def test_pages_of_what_an_atlas_lacks(lacking: str, tmp_path: Path) -> None:
 def test_a_shelf_knows_atlases_by_their_hashes(evidence: Path) -> None:
     shelf = Shelf.of(evidence / "atlas")
     recording = load_recording(evidence / "recordings" / CHAIR).provenance
-    assert shelf.find(recording.model_sha, recording.sae_sha, "vision.3") == MAIN
-    assert shelf.find(recording.model_sha, recording.sae_sha) == MAIN
-    assert shelf.find(recording.model_sha, "another", "vision.3") == ""
-    assert shelf.find(recording.model_sha, recording.sae_sha, "vision.2") == ""
-    assert shelf.find("", "") == "" and Shelf.of(evidence / "nowhere").places == ()
+    model, sae = recording.model_sha, recording.sae_sha
+    assert shelf.place(model, sae, "vision.3").slug == shelf.place(model, sae).slug == MAIN
+    assert shelf.place(model, "another", "vision.3") is None and shelf.place(model, sae, "vision.2") is None
+    assert shelf.place("", "") is None and shelf.place("another", sae, "vision.3") is None
+    # Of the same autoencoder, whatever the model.
+    assert shelf.alike(sae, "vision.3").slug == MAIN and shelf.alike(sae, "vision.2") is None
+    assert shelf.alike("") is None and Shelf.of(evidence / "nowhere").places == ()

@@ -18,6 +18,7 @@ from vsp_report.recording import Answered, Diagnosis, Token
 from vsp_report.render import arms, figures, looking
 from vsp_report.render.case_data import script_data
 from vsp_report.render.figures import Table
+from vsp_report.render.labels import Known
 from vsp_report.render.pages import bibtex, case_page
 
 
@@ -203,6 +204,6 @@ def test_tiles_of_a_large_model_stay_light() -> None:
 
 
 def test_what_the_script_gets_is_json_and_small() -> None:
-    data = case_page(full(), "../../atlas/sketchworld/index.html").data
+    data = case_page(full(), Known("../../atlas/sketchworld/index.html")).data
     assert data["atlas"] == "../../atlas/sketchworld/index.html" and data["start"] == 9
     assert len(json.dumps(data, allow_nan=False)) < 40_000

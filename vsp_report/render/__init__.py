@@ -8,6 +8,7 @@
     pages     recording -> the values of its page
     index_page index_charts    cards of all cases -> the values and charts of the page that lists them
     sketches  what each figure shows, and the way to a failure mode, drawn for who reads the first page
+    labels    what an atlas calls the latents of a case, and how good each word is
     drawn     charts as files; what is drawn already is not drawn again
     share     the picture that goes with a link
     site      the only writer of HTML; knows what to rebuild

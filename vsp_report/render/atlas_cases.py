@@ -7,7 +7,7 @@ has other latents.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ class Place(NamedTuple):
     model_sha: str
     sae_sha: str
     tap: str
+    model: str = ""
 
     @property
     def slug(self) -> str:
@@ -46,22 +47,30 @@ class Shelf:
         for folder in atlases_in(parent):
             try:
                 made = json.loads((folder / ATLAS).read_text(encoding="utf-8"))["provenance"]
-                found.append(Place(folder, atlas_sha(folder), made["model_sha"], made["sae_sha"], made["tap"]))
+                found.append(Place(folder, atlas_sha(folder), made["model_sha"], made["sae_sha"], made["tap"],
+                                   made["model"]))  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError):
                 # Loading it says what is wrong with it.
                 found.append(Place(folder, "", "", "", ""))
         return cls(tuple(found))
 
-    def find(self, model_sha: str, sae_sha: str, tap: str = "") -> str:
-        """The slug of the atlas that has these latents; empty where there is none."""
-        fits = (one.slug for one in self.places if one.model_sha == model_sha and one.sae_sha == sae_sha
-                and (not tap or one.tap == tap))  # fmt: skip
-        return next(fits, "") if model_sha and sae_sha else ""
+    def place(self, model_sha: str, sae_sha: str, tap: str = "") -> Place | None:
+        """The atlas that has these latents."""
+        fits = (one for one in self._of(sae_sha, tap) if one.model_sha == model_sha)
+        return next(fits, None) if model_sha else None
 
-    def address(self, model_sha: str, sae_sha: str, tap: str = "") -> str:
-        """Of the atlas's page, from the page of a case."""
-        slug = self.find(model_sha, sae_sha, tap)
-        return f"../../atlas/{slug}/index.html" if slug else ""
+    def alike(self, sae_sha: str, tap: str = "") -> Place | None:
+        """An atlas of the same SAE, whatever the model. It need not hold for another one: the SAE reads that model's
+        states, and a hash of a whole model does not say whether the part below the tap is the same."""
+        return next(self._of(sae_sha, tap), None)
+
+    def _of(self, sae_sha: str, tap: str) -> Iterator[Place]:
+        return (one for one in self.places if sae_sha and one.sae_sha == sae_sha and (not tap or one.tap == tap))
+
+
+def address(place: Place) -> str:
+    """Of the atlas's page, from the page of a case."""
+    return f"../../atlas/{place.slug}/index.html"
 
 
 class Mattering(NamedTuple):

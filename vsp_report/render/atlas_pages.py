@@ -15,6 +15,7 @@ import numpy as np
 from vsp_report.atlas import ABSENT, Atlas, Concept, Measure
 from vsp_report.render import atlas_drawings
 from vsp_report.render.findings import counted, share
+from vsp_report.render.labels import SOURCES, is_poor
 
 GOOD = 0.9
 """A latent whose average precision is at least this finds a concept."""
@@ -22,8 +23,6 @@ STRONGEST = 24
 """So many latents stand on the page itself."""
 SHOWN = 4
 """References of a latent in a list."""
-SOURCES = {"given": "given by hand", "truth": "by the world's ground truth", "images": "by the pictures' labels",
-           "words": "by CLIP, from a list of words"}  # fmt: skip
 Sizes = Mapping[str, tuple[int, int]]
 """Of the sheets that are there: width and height in pixels."""
 
@@ -197,10 +196,8 @@ def label_shown(atlas: Atlas, latent: int) -> LabelShown | None:
     label = atlas.label(latent)
     if label is None or not atlas.alive_L[latent]:
         return None
-    least = label.labelling.least
-    poor = least is not None and (label.score or 0) < least
     said = "" if label.score is None else f"{label.score:.2f}"
-    return LabelShown(label.word, said, poor, SOURCES[label.labelling.source])
+    return LabelShown(label.word, said, is_poor(label.score, label.labelling.least), SOURCES[label.labelling.source])
 
 
 def thumbs(atlas: Atlas, latent: int, sizes: Sizes, count: int) -> tuple[Thumb, ...]:

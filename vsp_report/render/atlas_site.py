@@ -22,6 +22,7 @@ from vsp_report.atlas import ARRAYS, ATLAS, ATLASES, Atlas, load_atlas
 from vsp_report.recording import file_sha, sha_of
 from vsp_report.render.atlas_cases import Place, Shelf, by_latent, cases_of
 from vsp_report.render.drawn import comma_separated, script_json
+from vsp_report.render.labels import labels_of
 
 INDEX = f"{ATLASES}/index.html"
 COPIES = "sheets"
@@ -68,6 +69,10 @@ class AtlasSite:
             return {INDEX: html, **self._copies(sizes)}
 
         part("atlas-index", key, make)
+
+    def labels(self, place: Place, latents: list[int]) -> dict[str, Any]:
+        """Of some latents, as plain values."""
+        return labels_of(self._atlas(place), latents)
 
     def forget(self) -> None:
         """Atlases are large."""

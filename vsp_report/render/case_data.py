@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from vsp_report.recording import Recording
+from vsp_report.render.labels import NOTHING, SOURCES, Known
 from vsp_report.render.looking import Start
 
 
-def script_data(recording: Recording, opens: Start | None, atlas: str = "") -> dict[str, Any] | None:
-    """None where nothing of the page answers to the hand. `atlas`: the address of the latents' own pages."""
+def script_data(recording: Recording, opens: Start | None, known: Known = NOTHING) -> dict[str, Any] | None:
+    """None where nothing of the page answers to the hand."""
     arrays = recording.arrays
     if opens is None and arrays.maps_LP is None:
         return None
@@ -26,9 +27,11 @@ def script_data(recording: Recording, opens: Start | None, atlas: str = "") -> d
         "attention": {row: _packed(arrays.attention(row)) for row in ("predicting", "own")
                       if opens is not None and arrays.attention(row) is not None},
         "latents": [[one.number, one.label, short(one.strongest), one.frequency, one.mean_activation, one.noisy,
-                     [[reference.id, short(reference.activation)] for reference in one.references[:5]]]
+                     [[reference.id, short(reference.activation)] for reference in one.references[:5]],
+                     *_label(known, one.number)]
                     for one in recording.latents],
-        "atlas": atlas,
+        "labellings": [[SOURCES.get(one.source, one.source), one.how, one.score, one.least] for one in known.made],
+        "atlas": known.address,
     }  # fmt: skip
     if arrays.boxes_P4 is not None:
         data["boxes"] = [
@@ -40,6 +43,12 @@ def script_data(recording: Recording, opens: Start | None, atlas: str = "") -> d
         values = [[short(v) for v in row] for row in np.nan_to_num(arrays.heatmap_TL)]
         data["heatmap"] = asdict(recording.heatmap) | {"values": values}
     return data
+
+
+def _label(known: Known, latent: int) -> list[Any]:
+    """Its score, whether it is poor, and by which labelling it is; nothing where that is not known."""
+    label = known.labels.get(latent)
+    return [] if label is None else [label.score, label.poor, label.made]
 
 
 FINE, COARSE, MANY = 255, 63, 60_000

@@ -5,6 +5,7 @@ What a page opens with is chosen here: the word of the answer that tells it from
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from vsp_report.recording import Recording
 from vsp_report.recording.parts import Row
 from vsp_report.render.figures import Table
 from vsp_report.render.findings import contrast_of, share
+from vsp_report.render.labels import NOTHING, Known
 
 SHADES = 9
 TOP_BARS = 12
@@ -56,6 +58,9 @@ class LatentBar:
     place: int
     number: int
     label: str
+    score: str
+    """of the label: empty where there is none"""
+    poor: bool
     value: str
     length: float
     """of 100"""
@@ -105,7 +110,7 @@ def strip(recording: Recording, opens: Start | None) -> tuple[Line, ...]:
     return tuple(Line(_TURNS.get(kind, "Prompt"), tuple(spots)) for kind, spots in lines)
 
 
-def bars(recording: Recording, opens: Start | None) -> tuple[LatentBar, ...]:
+def bars(recording: Recording, opens: Start | None, known: Known = NOTHING) -> tuple[LatentBar, ...]:
     """The strongest latents where this token looks; of a picture without tokens, on all of it."""
     arrays = recording.arrays
     if arrays.maps_LP is None or not recording.latents:
@@ -115,11 +120,13 @@ def bars(recording: Recording, opens: Start | None) -> tuple[LatentBar, ...]:
     values[[one.noisy for one in recording.latents]] = 0
     order = [i for i in np.argsort(-values, kind="stable")[:TOP_BARS] if values[i] > 0]
     top = max((values[i] for i in order), default=1.0)
-    return tuple(
-        LatentBar(int(i), recording.latents[i].number, recording.latents[i].label, f"{values[i]:.3g}",
-                  round(100 * float(values[i] / top), 1))
-        for i in order
-    )  # fmt: skip
+    found, digits = [], 3 if top <= 0 else min(4, max(0, 2 - math.floor(math.log10(top))))
+    for i in map(int, order):
+        latent, length = recording.latents[i], round(100 * float(values[i] / top), 1)
+        label = known.labels.get(latent.number)
+        score, poor = (label.said, label.poor) if label else ("", False)
+        found.append(LatentBar(i, latent.number, latent.label, score, poor, f"{values[i]:.{digits}f}", length))
+    return tuple(found)
 
 
 def words_table(recording: Recording, opens: Start | None) -> Table:

@@ -34,6 +34,7 @@ from vsp_report.render.findings import (
     steering_words,
     verdict,
 )
+from vsp_report.render.labels import NOTHING, SOURCES, Known, told
 from vsp_report.render.looking import LatentBar, Line
 
 
@@ -102,6 +103,9 @@ class CasePage:
     collateral: tuple[tuple[str, Collateral], ...]
     figures: dict[str, Figure]
     clusters: tuple[str, ...]
+    labels_told: tuple[str, ...]
+    """how to read the labels of latents"""
+    known: Known
     latents: Table
     evidence: tuple[Tested, ...]
     diagnosis_runs: int | None
@@ -123,8 +127,8 @@ class CasePage:
     """for the page's script"""
 
 
-def case_page(recording: Recording, atlas: str = "") -> CasePage:
-    """`atlas`: where the site tells of the latents of this SAE, as an address from the page; empty if nowhere."""
+def case_page(recording: Recording, known: Known = NOTHING) -> CasePage:
+    """`known`: what the site's atlases know of the latents of this case, with whose labels it already is."""
     case, contrast = recording.case, contrast_of(recording)
     named = verdict(recording)
     mode, found = mode_of(recording)
@@ -133,7 +137,7 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
     picture = recording.image
     lines, words, cited = arms.arms_of(recording), looking.words_table(recording, opens), bibtex(recording)
     charts, tests, settings, bars = (figures.figures_of(recording), _evidence(recording), _settings(recording),
-                                     looking.bars(recording, opens))  # fmt: skip
+                                     looking.bars(recording, opens, known))  # fmt: skip
     rephrased = arms.rephrased_of(recording)
     sections = (
         ("look", "Where it looks", picture is not None or opens is not None or recording.classified is not None),
@@ -183,7 +187,9 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
         collateral=tuple((one.name, other) for one in recording.steered for other in one.collateral),
         figures=charts,
         clusters=figures.cluster_names(recording),
-        latents=_latents(recording),
+        labels_told=told(recording, known),
+        known=known,
+        latents=_latents(recording, known),
         evidence=tests,
         diagnosis_runs=recording.diagnosis.runs if recording.diagnosis else None,
         agreements=_agreements(recording),
@@ -200,7 +206,7 @@ def case_page(recording: Recording, atlas: str = "") -> CasePage:
             Download("Case", "case.yaml", "what was asked, as YAML"),
             Download("Citation", "cite.bib", "BibTeX"),
         ),
-        data=script_data(recording, opens, atlas),
+        data=script_data(recording, opens, known),
     )
 
 
@@ -219,14 +225,18 @@ def _evidence(recording: Recording) -> tuple[Tested, ...]:
     )  # fmt: skip
 
 
-def _latents(recording: Recording) -> Table:
+def _latents(recording: Recording, known: Known) -> Table:
     def facts(one: Latent) -> tuple[Any, ...]:
         seen = ", ".join(f"{reference.id} ({reference.activation:.3g})" for reference in one.references[:5])
         filtered = "left out of the heatmap as active everywhere" if one.noisy else ""
         frequency = share(one.frequency) if one.frequency is not None else None
-        return (one.number, one.label, one.strongest, one.total, frequency, one.mean_activation, seen, filtered)
+        label = known.labels.get(one.number)
+        score, by = (label.score, SOURCES.get(known.made[label.made].source, "")) if label else (None, "")
+        return (one.number, one.label, score, by, one.strongest, one.total, frequency, one.mean_activation, seen,
+                filtered)  # fmt: skip
 
-    head = ("latent", "label", "strongest here", "total here", "frequency", "mean activation", "references", "note")
+    head = ("latent", "label", "label score", "label is", "strongest here", "total here", "frequency",
+            "mean activation", "references", "note")  # fmt: skip
     return _without_empty(Table(head, tuple(facts(one) for one in recording.latents)))
 
 

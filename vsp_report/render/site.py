@@ -38,7 +38,7 @@ from vsp_report.recording import (
     sha,
     sha_of,
 )
-from vsp_report.render import atlas_cases, atlas_site, audits
+from vsp_report.render import atlas_cases, atlas_site, audits, labels
 from vsp_report.render.ledger import Ledger, NotOurs
 
 RECORDINGS = "recordings"
@@ -164,9 +164,10 @@ class _Builder:
         name = folder.name
         if not _NAME.fullmatch(name):
             raise InputError(str(folder), "has a name that is no address", "Use letters, digits, hyphens and dots.")
-        evidence, atlas = recording_sha(folder), self.atlas_of.get(name, "")
-        drawing = sha_of([evidence, self.drawing_sha, self.versions])
-        page = self._page_key(evidence, self.inside, name, atlas)
+        evidence, known = recording_sha(folder), self.known_of.get(name, labels.NOTHING)
+        words = [[latent, *one] for latent, one in known.labels.items()]
+        drawing = sha_of([evidence, self.drawing_sha, self.versions, words])
+        page = self._page_key(evidence, self.inside, name, known.address, known.other, words, known.made)
         drawn, shown = f"drawn/{name}", f"page/{name}"
         # A recording that was cut off since has its old manifest: it is loaded, which says what is wrong.
         fresh = not self.force and is_recorded(folder)
@@ -176,8 +177,8 @@ class _Builder:
         self.say(f"{name}")
         from vsp_report.render import index_page, pages
 
-        recording = replace(load_recording(folder), id=name)
-        case = pages.case_page(recording, atlas)
+        recording = labels.relabelled(replace(load_recording(folder), id=name), known)
+        case = pages.case_page(recording, known)
         made_from: dict[str, str] = {}
         self._part(drawn, drawing, lambda: self._drawn(recording, case, folder, made_from), lambda: {"from": made_from})
         files = set(self.ledger.new[drawn].files)
@@ -261,12 +262,12 @@ class _Builder:
     # --- atlases -------------------------------------------------------------------------------------------------
 
     def _atlases(self, faults: list[VspError]) -> None:
-        """Before the cases, which lead into them; `atlas_of` says which case into which."""
-        self.atlas_of: dict[str, str] = {}
-        if not self.atlases or self.only:
+        """Before the cases, which lead into them; `known_of` says what is known of the latents of each."""
+        self.known_of: dict[str, labels.Known] = {}
+        if not self.atlases:
             return
         told, shown = self._told(), []
-        for place in self.atlases.shelf.places:
+        for place in () if self.only else self.atlases.shelf.places:
             try:
                 self.atlases.make(place, told, self._part, self._page_key, self._render)
                 shown.append(place)
@@ -274,15 +275,40 @@ class _Builder:
                 raise
             except VspError as fault:
                 faults.append(fault)
-        self.atlases.index(shown, self._part, self._page_key, self._render)
+        # A page that is built alone has the labels, and no pages of an atlas beside it.
+        if self.only:
+            shelf = self.atlases.shelf
+        else:
+            self.atlases.index(shown, self._part, self._page_key, self._render)
+            shelf = atlas_cases.Shelf(tuple(shown))
+        for one in told:
+            try:
+                self.known_of[one["id"]] = self._known(one, shelf)
+            except VspError as fault:
+                faults.append(fault)
         self.atlases.forget()
-        shelf = atlas_cases.Shelf(tuple(shown))
-        self.atlas_of = {one["id"]: shelf.address(one["model_sha"], one["sae_sha"], one["tap"]) for one in told}
+
+    def _known(self, one: dict[str, Any], shelf: atlas_cases.Shelf) -> labels.Known:
+        """What the atlases know of the latents of a case."""
+        place, at = shelf.place(one["model_sha"], one["sae_sha"], one["tap"]), atlas_cases.address
+        if place is None:
+            other = shelf.alike(one["sae_sha"], one["tap"])
+            return labels.Known(other="" if other is None or self.only else at(other),
+                                other_model=other.model if other else "")  # fmt: skip
+        latents = [latent for latent, *_ in one["latents"]]
+        part, key = f"labels/{one['id']}", sha_of([place.sha, latents, self.package_sha])
+        if self.force or not self.ledger.fresh(part, key):
+            self.ledger.write(part, key, {}, self.atlases.labels(place, latents))
+        else:
+            self.ledger.keep(part)
+        return labels.known_of(self.ledger.new[part].kept, "" if self.only else at(place))
 
     def _told(self) -> list[dict[str, Any]]:
         """What the atlases are told of each case. A recording that cannot be read says so where it is shown."""
         told = []
         for folder in recordings_in(self.recordings):
+            if self.only and folder.name != self.only:
+                continue
             part = f"told/{folder.name}"
             try:
                 key = sha_of([recording_sha(folder), self.package_sha])
