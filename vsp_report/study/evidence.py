@@ -51,6 +51,7 @@ from vsp_report.study.diagnose import diagnose as told
 from vsp_report.study.diagnose import minimal_set
 from vsp_report.study.inquiry import Heat, Inquiry, step
 from vsp_report.study.pictures import load_picture
+from vsp_report.study.reopened import places
 from vsp_report.study.resolve import Rankings, Resolved, edit_made, find
 from vsp_report.study.shelved import atlas_for, noisy_in
 from vsp_report.study.subjects import Asking, load_subject
@@ -71,7 +72,8 @@ def open_case(path: str | Path, folder: str | Path, device: str | None = None) -
 
     `device` is where to run instead of where the case says.
     """
-    inquiry = Inquiry(load_case(path), Path(folder))
+    file, own = places(path, folder)
+    inquiry = Inquiry(load_case(file), own)
     _load(inquiry, device)
     return inquiry
 
