@@ -12,10 +12,13 @@ What a panel may ask is `asked`; whatever else goes wrong is told in one line, a
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import queue
+import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -23,6 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from vsp_report.case import case_files
 from vsp_report.errors import MissingExtra, VspError
 from vsp_report.live import asked, saving
 from vsp_report.live.asked import Cancel, Open, Run, Save, Upload
+from vsp_report.live.server import sweep
 
 TARGET = "vsp.panel"
 SETTINGS = "VSP_LIVE"
@@ -102,14 +107,16 @@ class Worker:
             job.work(job)
         except Stopped:
             job.panel.tell(job, {"type": "cancelled"})
-        except MemoryError:
-            gc.collect()
-            job.panel.tell(job, _failed("The model ran out of memory. Ask for less, or start the kernel again."))
         except VspError as error:
-            job.panel.tell(job, _failed(str(error)))
+            told = NO_MEMORY if _is_memory(error.__cause__) else str(error)
+            job.panel.tell(job, _failed(told))
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            job.panel.tell(job, _failed(f"It could not be done ({type(error).__name__}: {_one_line(error)})."))
+            told = f"It could not be done ({type(error).__name__}: {_one_line(error)})."
+            job.panel.tell(job, _failed(NO_MEMORY if _is_memory(error) else told))
+        else:
+            return
+        _free()  # by now nothing holds what the round held
 
 
 _worker = Worker()
@@ -121,6 +128,26 @@ def _failed(message: str) -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+NO_MEMORY = "There is not enough memory for that. What was found before is kept: ask for less, or where there is more."
+
+
+def _is_memory(error: BaseException | None) -> bool:
+    """Out of memory says Python in one way, an accelerator in another, and torch on a CPU in its words only."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory|bad_alloc", re.IGNORECASE)
+
+
+def _free() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 # --- a panel -----------------------------------------------------------------------------------------------------
@@ -189,9 +216,7 @@ class Panel:
     # -- what is done, on the worker's thread -------------------------------------------------------
 
     def _folder(self) -> Path:
-        if self.settings.folder is None:
-            return Path(tempfile.mkdtemp(prefix=f"vsp-panel-{os.getpid()}-"))
-        return self.settings.folder
+        return self.settings.folder or _own_folder()
 
     def _open(self, job: Job, message: Open) -> None:
         from vsp_report.live.rounds import sit
@@ -226,6 +251,16 @@ class Panel:
         if self.sitting is None:
             raise VspError("panel", "has no case open", "Load the page again.")
         return self.sitting
+
+
+@cache
+def _own_folder() -> Path:
+    """For the pictures of a notebook's reader, as long as its kernel lives."""
+    parent = Path(tempfile.gettempdir())
+    sweep(parent, "vsp-panel")
+    folder = Path(tempfile.mkdtemp(prefix=f"vsp-panel-{os.getpid()}-", dir=parent))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 _sittings: dict[tuple[str, float], Any] = {}

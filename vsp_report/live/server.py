@@ -29,7 +29,6 @@ from vsp_report.errors import InputError, MissingExtra
 HOST = "127.0.0.1"
 MOST_MESSAGE = 12 << 20
 """Bytes of one message from a page: a picture, and what goes with it."""
-_FOLDER = re.compile(r"vsp-live-(?P<pid>[0-9]+)-.+")
 _LONGEST_FOLDER = 50
 """The address of a socket has at most 107 bytes; this leaves room for the names below it."""
 
@@ -182,11 +181,11 @@ def _private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(parent: Path) -> list[Path]:
-    """Remove the folders of servers that are no more; a kernel whose server is gone ends by itself."""
+def sweep(parent: Path, kind: str = "vsp-live") -> list[Path]:
+    """Remove the folders of processes that are no more; a kernel whose server is gone ends by itself."""
     swept = []
-    for entry in parent.glob("vsp-live-*"):
-        match = _FOLDER.fullmatch(entry.name)
+    for entry in parent.glob(f"{kind}-*"):
+        match = re.fullmatch(rf"{kind}-(?P<pid>[0-9]+)-.+", entry.name)
         if match and not entry.is_symlink() and not _is_alive(int(match["pid"])):
             shutil.rmtree(entry, ignore_errors=True)
             swept.append(entry)
