@@ -306,6 +306,32 @@ def test_nothing_is_wider_than_the_screen(page: Page, known: Path, living: list[
     assert page.logged == []
 
 
+@pytest.mark.parametrize("width", (360, 390))
+@pytest.mark.parametrize("name", (f"{MAIN}/index.html", "atlas/index.html"))
+def test_on_a_phone_no_table_is_scrolled_sideways(page: Page, known: Path, name: str, width: int) -> None:
+    page.size(width)
+    opened(page, (known / name).as_uri())
+    page.value("document.querySelectorAll('details').forEach(one => one.open = true)")
+    wide = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth + 1)"
+    assert page.value(f"{wide}.map(one => one.getAttribute('aria-label'))") == []
+    # What a column was called stands at each figure.
+    cell = "document.querySelector('.stack td[data-label]')"
+    assert page.value(f"getComputedStyle({cell}, '::before').content") == f'"{page.value(f"{cell}.dataset.label")}"'
+
+
+def test_a_case_says_how_good_its_labels_are(page: Page, known: Path) -> None:
+    opened(page, (known / "cases" / CHAIR / "index.html").as_uri())
+    data = "JSON.parse(document.getElementById('case-data').textContent).latents"
+    poor = page.value(f"{data}.filter(one => one[8]).map(one => one[0] + ' ' + one[1] + ' ' + one[7].toFixed(2))")
+    good = page.value(f"{data}.filter(one => one[8] === false).map(one => one[0] + ' ' + one[1])")
+    assert poor and good and all("? 0." in one for one in poor) and not any(one.endswith("?") for one in good)
+    shown = "[...document.querySelectorAll('[data-latents] .name')]"
+    listed = page.value(f"{shown}.filter(one => one.querySelector('.poor')).map(one => one.textContent)")
+    assert listed and set(listed) <= set(poor)
+    page.value("document.querySelector('[data-latents] .poor').closest('button').click()")
+    assert "a poor one: average precision 0." in page.value("document.querySelector('[data-latent-card]').textContent")
+
+
 def test_a_strangers_names_stay_names(page: Page, known: Path) -> None:
     atlas = load_atlas(known / MAIN)
     latent = next(n for n in range(4096) if 0 in atlas.arrays.references_LR[n])

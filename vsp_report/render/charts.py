@@ -21,6 +21,8 @@ from vsp_report.render.theme import LIGHT, chart_config, finished_svg
 
 CONTROL_KINDS = {"latents": "other latents", "directions": "random directions", "untrained": "untrained SAE"}
 _DOSE_MARGIN = 1.35
+APART = "\u2003"
+"""Between the parts of an axis's title: SVG makes one of several ordinary spaces."""
 _ROUNDS_PX = 300
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+~g')"
 """Of an axis of changes: a sign before everything but zero."""
@@ -71,7 +73,7 @@ def control_histogram(
                              "to": round(float(edges[i + 1]), 4), "draws": int(count), "none": 0})  # fmt: skip
     kinds = [CONTROL_KINDS[draws.kind] for draws in controls]
     scale = alt.Scale(domain=[float(edges[0]), float(edges[-1])], nice=False, zero=False)
-    title = f"← towards “{contrast[1][:20]}”   change of the log-odds   towards “{contrast[0][:20]}” →"
+    title = f"← towards “{contrast[1][:20]}”{APART}change of the log-odds{APART}towards “{contrast[0][:20]}” →"
 
     def across(last: bool) -> alt.X:
         shown = alt.Axis(tickCount=7, labelExpr=SIGNED, labels=last, ticks=last)
@@ -181,7 +183,7 @@ def _sides(channel: Any) -> Any:
 
 
 def _directions(contrast: tuple[str, str]) -> str:
-    return f"← “{contrast[1][:24]}”   log-odds   “{contrast[0][:24]}” →"
+    return f"← “{contrast[1][:24]}”{APART}log-odds{APART}“{contrast[0][:24]}” →"
 
 
 # --- concepts --------------------------------------------------------------------------------------------------------
