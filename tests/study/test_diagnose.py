@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from vsp_report.case import CaseFaults, make_case
-from vsp_report.maths.edits import Contrast
+from vsp_report.maths.edits import ALL, Contrast, Edit, Steering
 from vsp_report.recording import Answered, Rephrased, load_recording
 from vsp_report.sketchworld.planted import plant
 from vsp_report.study import evidence
@@ -19,7 +19,7 @@ from vsp_report.study.description import Carried, _by_word, carried, words_of
 from vsp_report.study.diagnose import FEW, Trial, diagnose, minimal_set, rule, verdict
 from vsp_report.study.pictures import load_picture
 from vsp_report.study.resolve import Rankings
-from vsp_report.study.search import DRAWS, Edits, Outcome, Reach, Search, strongest
+from vsp_report.study.search import DEFAULT, DRAWS, Apart, Edits, Outcome, Reach, Search, _cosine, strongest
 from vsp_report.study.subjects import load_subject
 
 POSE = "Is the person sitting or standing?"
@@ -85,42 +85,54 @@ ITSELF, ELSE, NONE = (
 )
 OTHERS = tuple((f"word {n}", -5.0 - n) for n in range(19))
 AHEAD, LEVEL = Reach(3.0, OTHERS), Reach(-6.5, OTHERS)
-MANY, WORSE = Reach(-8.5, OTHERS), Reach(-9.0, (("a", -5.0), ("b", -5.0), *OTHERS[12:]))
+SOME, MANY = Reach(-12.5, OTHERS), Reach(-14.5, OTHERS)
+
+
+ELSEWHERE, TOGETHER = Apart(0.2, (0.1, 0.3, 0.4)), Apart(0.5, (0.1, 0.3, 0.4))
 
 
 @pytest.mark.parametrize(
-    ("ablation", "both", "words", "reach", "mode"),
+    ("ablation", "both", "words", "reach", "apart", "mode"),
     [
-        (YES, None, ELSE, AHEAD, "misleading-cue"),
-        (YES, None, NONE, AHEAD, "misleading-cue"),
-        (YES, None, ITSELF, AHEAD, "hidden-cue"),
-        (NO, YES, ITSELF, AHEAD, "hidden-cue"),
-        (NO, YES, NONE, AHEAD, "hidden-cue"),
-        (NO, YES, ELSE, AHEAD, "undetermined"),
-        (YES, None, ITSELF, LEVEL, "undetermined"),
-        (YES, None, ELSE, MANY, "perception-missing"),
-        (YES, None, ITSELF, WORSE, "perception-missing"),
-        (NO, NO, ITSELF, LEVEL, "perception-missing"),
-        (None, NO, None, LEVEL, "perception-missing"),
-        (None, None, None, None, "undetermined"),
-        (NO, NO, ITSELF, AHEAD, "undetermined"),
-        (BY_CHANCE, NO, ELSE, AHEAD, "undetermined"),
-        (AS_EASILY, NO, ELSE, AHEAD, "undetermined"),
-        (UNCOMPARED, NO, ELSE, AHEAD, "undetermined"),
-        (YES, None, None, AHEAD, "undetermined"),
+        (YES, None, ELSE, AHEAD, TOGETHER, "misleading-cue"),
+        (YES, None, NONE, AHEAD, None, "misleading-cue"),
+        (YES, None, ELSE, None, None, "misleading-cue"),
+        (YES, None, ELSE, LEVEL, ELSEWHERE, "undetermined"),
+        (YES, None, ITSELF, AHEAD, ELSEWHERE, "hidden-cue"),
+        (NO, YES, ITSELF, AHEAD, ELSEWHERE, "hidden-cue"),
+        (NO, YES, NONE, AHEAD, ELSEWHERE, "hidden-cue"),
+        (YES, None, ITSELF, AHEAD, TOGETHER, "undetermined"),
+        (YES, None, ITSELF, AHEAD, None, "undetermined"),
+        (NO, YES, NONE, AHEAD, TOGETHER, "undetermined"),
+        (NO, YES, ELSE, AHEAD, ELSEWHERE, "undetermined"),
+        (YES, None, ITSELF, LEVEL, ELSEWHERE, "undetermined"),
+        (YES, None, ELSE, MANY, TOGETHER, "perception-missing"),
+        (YES, None, ITSELF, SOME, TOGETHER, "undetermined"),
+        (YES, None, ITSELF, MANY, ELSEWHERE, "undetermined"),
+        (AS_EASILY, None, ITSELF, MANY, ELSEWHERE, "perception-missing"),
+        (NO, NO, ITSELF, LEVEL, ELSEWHERE, "perception-missing"),
+        (None, NO, None, LEVEL, None, "perception-missing"),
+        (None, None, None, None, None, "undetermined"),
+        (NO, NO, ITSELF, AHEAD, ELSEWHERE, "undetermined"),
+        (BY_CHANCE, NO, ELSE, AHEAD, ELSEWHERE, "undetermined"),
+        (AS_EASILY, NO, ELSE, AHEAD, ELSEWHERE, "undetermined"),
+        (UNCOMPARED, NO, ELSE, AHEAD, ELSEWHERE, "undetermined"),
+        (YES, None, None, AHEAD, ELSEWHERE, "undetermined"),
     ],
 )
-def test_the_rule_line_by_line(ablation, both, words, reach, mode: str) -> None:
-    assert rule(ablation, both, words, reach) == mode
+def test_the_rule_line_by_line(ablation, both, words, reach, apart, mode: str) -> None:
+    assert rule(ablation, both, words, reach, apart) == mode
 
 
 def test_without_a_description_amplification_has_to_be_needed() -> None:
-    assert rule(None, YES, None, AHEAD, described=False) == "hidden-cue"
-    assert rule(YES, None, None, AHEAD, described=False) == "undetermined"
+    assert rule(None, YES, None, AHEAD, ELSEWHERE, described=False) == "hidden-cue"
+    assert rule(None, YES, None, AHEAD, TOGETHER, described=False) == "undetermined"
+    assert rule(YES, None, None, AHEAD, ELSEWHERE, described=False) == "undetermined"
 
 
 def test_rivals_that_are_had_as_easily_count() -> None:
     assert AHEAD.p == 1 / 20 and LEVEL.easier == 2 and LEVEL.p == 3 / 20
+    assert SOME.p == 9 / 20 and MANY.p == 11 / 20
 
 
 # --- the searches ------------------------------------------------------------------------------------------------
@@ -169,6 +181,25 @@ def test_rivals_are_other_answers(search: Search) -> None:
     words = [word for word, _ in reach.rivals]
     assert len(set(words)) == 5 and not {"standing", "sitting"} & set(words)
     assert [odds for _, odds in reach.rivals] == sorted((odds for _, odds in reach.rivals), reverse=True)
+
+
+def test_what_is_said_of_nothing_is_no_rival(search: Search) -> None:
+    bench = search.bench
+    (of_nothing_V,) = bench.likely([bench.change(Steering("nothing", (Edit(ALL, "set", 0.0),)))])
+    defaults = {bench.word(int(v)) for v in np.flatnonzero(of_nothing_V >= np.log(DEFAULT))}
+    assert defaults and not defaults & {word for word, _ in search.reach(Edits()).rivals}
+
+
+def test_places_are_compared_by_the_patches_that_are_shared(search: Search) -> None:
+    latents_PL = search.ranks.latents_PL
+    shown = int(np.argmax(search.ranks.mass_L))
+    map_P = np.asarray(latents_PL[:, [shown]].todense()).ravel()
+    assert search._map([shown]).tolist() == pytest.approx(map_P.tolist())
+    assert _cosine(map_P, map_P) == pytest.approx(1) and _cosine(map_P, map_P * 0) == 0
+    assert _cosine(np.array([1.0, 0, 2]), np.array([0.0, 3, 0])) == 0
+    apart = search.apart(Edits((shown,)))
+    assert 0 <= apart.overlap <= 1 and len(apart.others) == DRAWS and 1 / 20 <= apart.p <= 1
+    assert apart == search.apart(Edits((shown,))) and search.apart(Edits()) is None
 
 
 def test_strengthening_edits_what_was_not_edited_before(search: Search) -> None:

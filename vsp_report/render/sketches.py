@@ -53,7 +53,8 @@ WAY = (
     Step("Does ablating a few latents that speak for the wrong answer bring the right one, and do they stand for "
          "something else than the wrong answer itself?", "misleading-cue"),
     Step("Does ablating them, or amplifying what speaks for the right answer as well, bring the right one more easily "
-         "than any other, and do they stand for the wrong answer itself?", "hidden-cue"),
+         "than any other, do they stand for the wrong answer itself, and does what pulls towards the right one lie "
+         "elsewhere in the picture?", "hidden-cue"),
 )  # fmt: skip
 """The questions in their order, as `study.diagnose` asks them. The first yes names the mode; without one it is
 undetermined."""

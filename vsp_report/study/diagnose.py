@@ -11,31 +11,40 @@ how much they do to the model; each line of the evidence is one of them:
                           of the wrong answer, or the name of something else?
     ablate and amplify    where ablation did not: does it, together with amplifying what supports the right answer?
     rivals                can the right answer be had more easily than answers that nobody claims?
+    two places            does what pulls towards the right answer lie where what speaks for the wrong one does?
 
 A search *brings* the right answer if the model says it, if the margin moves further than by each of 19 sets of matched
 latents (p <= 0.05), and if at most one of 19 searches as hard, in SAEs that were never trained, takes the right answer
 as far against all else (p <= 0.1): a search takes the best of many, and so must its control. The right answer is
 *ahead* if at most one of 19 rivals, the likeliest other things that could be said in its place, can be had as easily by
-amplifying what pulls towards it (p <= 0.1). It is *one of many* if it is not ahead, and either four rivals can be had
-as easily or one has odds that are better by a factor of twenty: then it says nothing that it can be forced.
+amplifying what pulls towards it (p <= 0.1). It is *one of many* if at least half of them can: then it says nothing
+that it can be forced. What the model says of nothing at all, with every latent ablated, is no rival: taking anything
+away leads there. What pulls towards the right answer lies *elsewhere* if it shares fewer patches with the latents that
+speak for the wrong one than matched latents mostly do.
 
 The rule:
 
     none                  the answer is right
     limited alignment     a rephrasing is answered rightly, and rests on what is seen
-    misleading cue        ablation brings the right answer, and the description has words because of these latents that
-                          are not the wrong answer's, or none: something else in the picture had spoken for it
-    hidden cue            ablation, or ablation with amplification, brings the right answer, which is ahead; and the
-                          description has the wrong answer's own words because of these latents, and no others: two
-                          things are seen, and one is spoken of. Or it has no words because of them, or there is no
-                          description, and amplification was needed
-    perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many
+    misleading cue        ablation brings the right answer, which is ahead or has no rivals, and the description has
+                          words because of these latents that are not the wrong answer's, or none: something else in
+                          the picture had spoken for it
+    hidden cue            ablation, or ablation with amplification, brings the right answer, which is ahead, and what
+                          pulls towards it lies elsewhere; and the description has the wrong answer's own words
+                          because of the ablated latents, and no others: two things are seen, and one is spoken of. Or
+                          it has no words because of them, or there is no description, and amplification was needed
+    perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many, and
+                          no search brings it from elsewhere
     undetermined          everything else: neither answer of the contrast is given, tests speak against each other,
                           something is not beyond its controls, or a test that the rule asks for cannot be made
 
 Why words decide between the two cues: in both modes one thing in the picture stands against another, and ablating the
 stronger lets the weaker speak. They differ in what the stronger one is. A chair is not what "sitting" means, and with
 its latents the word "chair" goes from the description too; ears are what "a rabbit" means, and only the rabbit goes.
+
+Why places decide whether a cue is hidden: a thing that is seen as one answer can often be pushed into being seen as
+another, because a few of its latents speak for that too. That is one thing, read in another way. A cue that was there
+all along has patches of its own.
 
 What the rule cannot tell: where a question offers two answers and no more, everything that speaks against one speaks
 for the other. The right answer may then come back by default, without being seen.
@@ -53,13 +62,16 @@ from vsp_report.maths.effects import permutation_p
 from vsp_report.recording import Answered, Diagnosis, Evidence, MinimalSet, Rephrased
 from vsp_report.study.description import Carried, carried
 from vsp_report.study.resolve import Rankings
-from vsp_report.study.search import Edits, Outcome, Reach, Search, strongest
+from vsp_report.study.search import Apart, Edits, Outcome, Reach, Search, strongest
 from vsp_report.study.subjects import Asking, Subject
 
 LEVEL = 0.05
 """Against controls drawn by chance: further than each of 19."""
 SEARCHED = 0.1
 """Against controls that search: among the first two of twenty."""
+MOSTLY = 0.5
+"""One of many: at least half of its rivals are had as easily. Elsewhere: among the half of matched sets that share the
+fewest patches."""
 FEW = 16
 """More latents than this are not few."""
 MOST_MINIMAL = 64
@@ -67,9 +79,6 @@ ROUNDS = 3
 """After so many rounds more, a search that has not brought the right answer gives up."""
 SUPPORTERS = 8
 """So many latents that support a rephrased answer are taken away, to see whether it rests on them."""
-MANY = 4
-BETTER = 3.0
-"""In log-odds: a factor of twenty."""
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -193,31 +202,34 @@ def diagnose(
     words = _stand_for(seen, search, few) if few else None
     both = None if ablation and ablation.brings else _ablate_and_amplify(seen, search, few)
     reach = _rivals(seen, search, ablation.outcome.edits if ablation else Edits())
+    apart = _two_places(seen, search, few, both)
     seen.runs = search.runs
     described = few is not None and isinstance(subject, Asking)
-    return seen.concluded(rule(ablation, both, words, reach, described=described))
+    return seen.concluded(rule(ablation, both, words, reach, apart, described=described))
 
 
 def rule(
-    ablation: Trial | None, both: Trial | None, words: Carried | None, reach: Reach | None, *, described: bool = True
-) -> str:
+    ablation: Trial | None, both: Trial | None, words: Carried | None, reach: Reach | None, apart: Apart | None,
+    *, described: bool = True,
+) -> str:  # fmt: skip
     """The rule for a wrong answer that no rephrasing corrects. `described`: whether there are latents and a model that
     describes, so that words should have been found."""
     ahead = reach is not None and reach.p <= SEARCHED
+    elsewhere = apart is not None and apart.p <= MOSTLY
     said = any(one is not None and one.right for one in (ablation, both))
     by_ablation = ablation is not None and ablation.brings
     by_both = both is not None and both.brings
     if reach is not None and not ahead:
-        best = reach.rivals[0][1]
-        if not said or reach.easier >= MANY or best - reach.right >= BETTER:
+        if not said or (reach.p > MOSTLY and not (elsewhere and (by_ablation or by_both))):
             return "perception-missing"
+    shown = ahead and elsewhere
     if words is None:
-        return "hidden-cue" if by_both and ahead and not described else "undetermined"
+        return "hidden-cue" if by_both and shown and not described else "undetermined"
     if words.itself:
-        return "hidden-cue" if (by_ablation or by_both) and ahead else "undetermined"
+        return "hidden-cue" if (by_ablation or by_both) and shown else "undetermined"
     if by_ablation:
-        return "misleading-cue"
-    return "hidden-cue" if by_both and ahead and not words.words else "undetermined"
+        return "misleading-cue" if ahead or reach is None else "undetermined"
+    return "hidden-cue" if by_both and shown and not words.words else "undetermined"
 
 
 def _rephrasing(seen: Examination, one: Rephrased) -> bool:
@@ -314,3 +326,19 @@ def _rivals(seen: Examination, search: Search, edits: Edits) -> Reach | None:
     finding = f"{had}; {reach.easier or 'none'} of {among} as easily"
     seen.note("rivals", finding, reach.p <= SEARCHED, None, reach.p)
     return reach
+
+
+def _two_places(seen: Examination, search: Search, few: Edits | None, both: Trial | None) -> Apart | None:
+    edits = few or (both.outcome.edits if both else Edits())
+    apart = search.apart(edits)
+    if apart is None:
+        seen.note("two places", "there are none to compare", None)
+        return None
+    elsewhere = apart.p <= MOSTLY
+    less = sum(other <= apart.overlap for other in apart.others)
+    finding = (
+        f"what pulls towards the right answer overlaps by {apart.overlap:.2f} with what speaks for the wrong one; "
+        f"{less or 'none'} of {len(apart.others)} matched sets by as little"
+    )
+    seen.note("two places", finding, elsewhere, None, apart.p)
+    return apart

@@ -11,7 +11,10 @@ A search takes the best of many, so what it finds has to be compared with more t
     matched     as many other latents, as active and as widespread, the same done to them
     as_hard     the same search in SAEs that were never trained: the best of all their latents. If those of the trained
                 one were as good as any directions, their search would be one among these
-    reach       the same for answers that nobody claims: the likeliest others where right and wrong part
+    reach       the same for answers that nobody claims: the likeliest others where right and wrong part, but for those
+                that the model gives when it sees nothing, which whatever is taken away leads to
+    apart       where in the picture the latents are that pull towards the right answer, beside those that speak for
+                the wrong one: two things that are seen are seen in two places
 
 Each search counts what it costs in model runs: one for each state of the tap that is carried to an answer, one more
 for each gradient that is taken back.
@@ -27,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vsp_report.maths.edits import Edit, Steering
+from vsp_report.maths.edits import ALL, Edit, Steering
 from vsp_report.maths.effects import matched_sets
 from vsp_report.model.bench import Bench
 from vsp_report.model.sae import Sae
@@ -43,6 +46,10 @@ DRAWS = 19
 RIVALS = 19
 PULLING = 4
 """So many latents that pull towards an answer are amplified, to see how far it can be had."""
+SHOWING = 8
+"""So many that pull towards the right answer are looked for in the picture."""
+DEFAULT = 0.01
+"""What is said of nothing with at least this probability is a default, and no rival."""
 
 
 class Edits(NamedTuple):
@@ -89,6 +96,19 @@ class Reach(NamedTuple):
     @property
     def p(self) -> float:
         return (1 + self.easier) / (1 + len(self.rivals))
+
+
+class Apart(NamedTuple):
+    """How far what pulls towards the right answer lies where what speaks for the wrong one does."""
+
+    overlap: float
+    """cosine of both maps of activation: 0 in other places, 1 in the same"""
+    others: tuple[float, ...]
+    """the same of matched latents"""
+
+    @property
+    def p(self) -> float:
+        return (1 + sum(other <= self.overlap for other in self.others)) / (1 + len(self.others))
 
 
 @dataclass(eq=False)
@@ -243,10 +263,13 @@ class Search:
             return None
         bench, (right, wrong) = self.bench, self.bench.parting
         made = [edits.steering("so far")] if edits.latents else []
-        likely_NV = bench.likely([bench.states_SD * 0, *bench.changes(made)])
-        self.runs += len(likely_NV)
+        nothing = Steering("nothing", (Edit(ALL, "set", 0.0),))
+        of_nothing_V, *likely = bench.likely([bench.change(nothing), bench.states_SD * 0, *bench.changes(made)])
+        likely_NV = np.stack(likely)
+        self.runs += 1 + len(likely_NV)
+        left_out = {right, wrong, *map(int, np.flatnonzero(of_nothing_V >= np.log(DEFAULT)))}
         order = np.argsort(-likely_NV.max(0), kind="stable")
-        choices = [right, *[int(v) for v in order if v not in (right, wrong)][:rivals]]
+        choices = [right, *[int(v) for v in order if int(v) not in left_out][:rivals]]
         if len(choices) < 2:
             return None
         steerings = [
@@ -258,6 +281,40 @@ class Search:
         odds = [max(_odds(likely_NV[-1, v]), _odds(after_CV[c, v])) for c, v in enumerate(choices)]
         named = [(bench.word(v), one) for v, one in zip(choices[1:], odds[1:], strict=True)]
         return Reach(odds[0], tuple(sorted(named, key=lambda pair: -pair[1])))
+
+    def apart(self, edits: Edits) -> Apart | None:
+        """With what speaks for the wrong answer ablated, whether what pulls towards the right one lies elsewhere; None
+        where right and wrong do not part, or there is nothing to compare."""
+        if not self.splits or not edits.ablated:
+            return None
+        pulls_L = self._pulls([self.bench.parting[0]], Edits(edits.ablated))[0]
+        showing, mass_L = strongest(-pulls_L, SHOWING), self.ranks.mass_L
+        others: list[list[int]] = [[] for _ in range(DRAWS)]
+        for place, latent in enumerate(showing):
+            drawn = matched_sets([latent], mass_L, self.ranks.frequency_L, DRAWS, self.seed + 1000 * place,
+                                 apart_from=(*showing, *edits.ablated)).sets  # fmt: skip
+            if not drawn:
+                return None
+            for one, (other,) in zip(others, drawn, strict=True):
+                one.append(other)
+        if not showing:
+            return None
+        wrong_P, weights = self._map(edits.ablated), [-pulls_L[k] for k in showing]
+        overlaps = [_cosine(wrong_P, self._map(one, weights)) for one in (showing, *others)]
+        return Apart(overlaps[0], tuple(overlaps[1:]))
+
+    def _map(self, latents: Sequence[int], weights: Sequence[float] | None = None) -> np.ndarray:
+        """(P,): how active they are on each patch; with weights, each by its share of its activation there."""
+        latents_PK = self.ranks.latents_PL[:, list(latents)]
+        if weights is None:
+            return np.asarray(latents_PK.sum(1), float).ravel()
+        shares_K = np.asarray(weights) / np.maximum(self.ranks.mass_L[list(latents)], 1e-12)
+        return np.asarray(latents_PK @ shares_K, float).ravel()
+
+
+def _cosine(one_P: np.ndarray, other_P: np.ndarray) -> float:
+    lengths = float(np.linalg.norm(one_P) * np.linalg.norm(other_P))
+    return float(one_P @ other_P) / lengths if lengths else 0.0
 
 
 def strongest(score_L: np.ndarray, count: int) -> tuple[int, ...]:
