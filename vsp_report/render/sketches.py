@@ -49,7 +49,8 @@ WAY = (
     Step("Is the answer right?", "none"),
     Step("Asked in other words, with nothing edited: is it right then, and does that answer rest on latents that are "
          "active here?", "limited-alignment"),
-    Step("Does no edit bring the right answer any more easily than answers that nobody claims?", "perception-missing"),
+    Step("Does no edit bring the right answer any more easily than answers that nobody claims, and does nothing pull "
+         "towards it elsewhere in the picture than the wrong one is seen?", "perception-missing"),
     Step("Does ablating a few latents that speak for the wrong answer bring the right one, and do they stand for "
          "something else than the wrong answer itself?", "misleading-cue"),
     Step("Does ablating them, or amplifying what speaks for the right answer as well, bring the right one more easily "

@@ -33,8 +33,8 @@ The rule:
                           pulls towards it lies elsewhere; and the description has the wrong answer's own words
                           because of the ablated latents, and no others: two things are seen, and one is spoken of. Or
                           it has no words because of them, or there is no description, and amplification was needed
-    perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many, and
-                          no search brings it from elsewhere
+    perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many. And
+                          nothing elsewhere pulls towards it
     undetermined          everything else: neither answer of the contrast is given, tests speak against each other,
                           something is not beyond its controls, or a test that the rule asks for cannot be made
 
@@ -44,7 +44,7 @@ its latents the word "chair" goes from the description too; ears are what "a rab
 
 Why places decide whether a cue is hidden: a thing that is seen as one answer can often be pushed into being seen as
 another, because a few of its latents speak for that too. That is one thing, read in another way. A cue that was there
-all along has patches of its own.
+all along has patches of its own; and where there are such patches, nobody can say that nothing is seen.
 
 What the rule cannot tell: where a question offers two answers and no more, everything that speaks against one speaks
 for the other. The right answer may then come back by default, without being seen.
@@ -219,9 +219,8 @@ def rule(
     said = any(one is not None and one.right for one in (ablation, both))
     by_ablation = ablation is not None and ablation.brings
     by_both = both is not None and both.brings
-    if reach is not None and not ahead:
-        if not said or (reach.p > MOSTLY and not (elsewhere and (by_ablation or by_both))):
-            return "perception-missing"
+    if reach is not None and not ahead and not elsewhere and (not said or reach.p > MOSTLY):
+        return "perception-missing"
     shown = ahead and elsewhere
     if words is None:
         return "hidden-cue" if by_both and shown and not described else "undetermined"
