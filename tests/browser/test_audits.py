@@ -57,5 +57,7 @@ def test_the_pages_fit_a_small_screen_and_link_to_what_is_there(page: Page, audi
     for link in page.value(links):
         file = Path(link.removeprefix("file://").partition("#")[0])
         assert file.is_file() or "cases/" in link, link
+    wide = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth + 1)"
+    assert page.value(f"{wide}.map(one => one.getAttribute('aria-label'))") == []
     page.size(1280)
     assert violations(page) == [] and page.logged == []

@@ -82,7 +82,7 @@ def test_it_prints(page: Page, kinds: dict[str, Path], kind: str) -> None:
     page.send("Emulation.setEmulatedMedia", media="print")
     page.size(718)  # A4 with its margins
     assert page.value("document.documentElement.scrollWidth") <= 718
-    shown = "[...document.querySelectorAll('.top, .controls, .filters')].filter(e => e.offsetHeight)"
+    shown = "[...document.querySelectorAll('.top, .controls, .filters, #try')].filter(e => e.offsetHeight)"
     assert page.value(f"{shown}.map(e => e.outerHTML.slice(0, 200))") == []
     page.send("Emulation.setEmulatedMedia", media="")
     made = page.send("Page.printToPDF", printBackground=False, paperWidth=8.27, paperHeight=11.69)

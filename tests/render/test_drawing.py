@@ -96,6 +96,9 @@ def test_unlikely_classes_are_told_apart() -> None:
     drawn = charts.class_bars(classification().classified.classes, rare, None, "x").to_dict()
     assert drawn["layer"][0]["encoding"]["x"]["scale"] == {"type": "log", "domain": [1e-6, 1], "nice": False}
     assert min(row["probability"] for row in drawn["data"]["values"]) == 1e-6
+    # Its ticks are as even as the scale, and the last is certainty.
+    assert drawn["layer"][0]["encoding"]["x"]["axis"]["values"] == pytest.approx([1, 1e-2, 1e-4, 1e-6])
+    assert charts.decades(1e-3) == pytest.approx([1, 0.1, 0.01, 0.001])
 
 
 def test_counted_ids_are_counted_anew() -> None:

@@ -291,6 +291,12 @@ def least_shown(scores: Sequence[ClassScores]) -> float:
     return 10.0 ** math.floor(math.log10(max(least, LEAST))) if least < RARE else 0.0
 
 
+def decades(floor: float) -> list[float]:
+    """Ticks down from certainty, in steps as even as the scale is: every power of ten, or every second of many."""
+    many = round(-math.log10(floor))
+    return [10.0**-n for n in range(0, many + 1, 1 if many <= 3 else 2)]
+
+
 def class_bars(
     classes: Sequence[str], scores: Sequence[ClassScores], contrast: tuple[str, str] | None, description: str
 ) -> alt.TopLevelMixin:
@@ -304,8 +310,9 @@ def class_bars(
     names = alt.Axis(domain=False, ticks=False, labelLimit=150, labelPadding=9, labelColor=LIGHT["ink"])
     y = alt.Y("class:N", sort=order, title=None, axis=names)
     across = alt.Scale(type="log", domain=[floor, 1], nice=False) if floor else alt.Scale(domain=[0, 1])
+    ticks = {"values": decades(floor)} if floor else {"tickCount": 5}
     x = alt.X("probability:Q", title="probability", scale=across,
-              axis=alt.Axis(labelExpr=PERCENT, tickCount=5, grid=True))  # fmt: skip
+              axis=alt.Axis(labelExpr=PERCENT, grid=True, **ticks))  # fmt: skip
     shown = [alt.Tooltip("class:N"), alt.Tooltip("arm:N"), alt.Tooltip("probability:Q", format=".3~%")]
     base = alt.Chart(_rows(rows))
     bars = base.transform_filter(alt.datum.before).mark_bar(aria=False, height=11, color=LIGHT["before"], opacity=0.55)

@@ -11,6 +11,7 @@ from typing import Any
 
 import altair as alt
 
+from vsp_report.render.charts import SIGNED
 from vsp_report.render.theme import LIGHT, chart_config
 
 MOST_ROWS = 40
@@ -24,12 +25,17 @@ def _rows(rows: Sequence[dict[str, Any]]) -> alt.Data:
 
 
 def _framed(chart: Any, description: str) -> Any:
-    padding = {"left": 22, "right": 8, "top": 4, "bottom": 4}  # a wider font than the renderer's needs some
+    padding = {"left": 22, "right": 14, "top": 4, "bottom": 4}  # a wider font than the renderer's needs some
     return chart.properties(description=description, padding=padding).configure(**chart_config())
 
 
 def _names(**more: Any) -> alt.Axis:
     return alt.Axis(domain=False, ticks=False, labelColor=LIGHT["ink"], labelPadding=8, **more)
+
+
+def _signed() -> alt.Axis:
+    """As many ticks as there is room for, on a phone too; each label at its tick."""
+    return alt.Axis(tickCount=alt.ExprRef("max(3, width / 60)"), labelExpr=SIGNED, labelFlush=False, grid=True)
 
 
 def outcomes(rows: Sequence[dict[str, Any]], modes: Sequence[str], description: str) -> alt.TopLevelMixin:
@@ -45,7 +51,7 @@ def outcomes(rows: Sequence[dict[str, Any]], modes: Sequence[str], description: 
     )  # fmt: skip
     # Colour is not alone in saying what a part is: it has its name in it where there is room, and its number elsewhere.
     widest = max(row["to"] for row in rows)
-    room = f"datum.cases / {widest} * 420 > 7 * length(datum.verdict) + 26"
+    room = f"datum.cases / {widest} * width > 7 * length(datum.verdict) + 26"
     labels = (
         base.transform_calculate(said=f"{room} ? datum.cases + ' ' + datum.verdict : datum.cases",
                                  middle="(datum.from + datum.to) / 2")
@@ -60,7 +66,7 @@ def turned(rows: Sequence[dict[str, Any]], description: str) -> alt.TopLevelMixi
     """Rows (id, title, before, after): a line for each case, from the one to the other."""
     order = [row["title"] for row in rows]
     y = alt.Y("title:N", sort=order, title=None, axis=_names(labelLimit=220))
-    x = alt.X("before:Q", title="log-odds of the right answer", axis=alt.Axis(tickCount=7, format="+.0f", grid=True))
+    x = alt.X("before:Q", title="log-odds of the right answer", axis=_signed())
     base = alt.Chart(_rows(rows))
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(aria=False, color=LIGHT["soft"], strokeDash=[2, 3])
     tips = ["title:N", alt.Tooltip("before:Q", format="+.2f"), alt.Tooltip("after:Q", format="+.2f"), "steering:N"]
@@ -78,7 +84,7 @@ def scattered(rows: Sequence[dict[str, Any]], description: str) -> alt.TopLevelM
     low, high = min(values), max(values)
     pad = 0.05 * max(high - low, 0.1)
     scale = alt.Scale(domain=[low - pad, high + pad], nice=False, zero=False)
-    axis = alt.Axis(tickCount=7, format="+.0f", grid=True)
+    axis = _signed()
     x = alt.X("before:Q", scale=scale, title="log-odds of the right answer, before", axis=axis)
     y = alt.Y("after:Q", scale=scale, title="after", axis=axis)
     zero = alt.Chart(alt.Data(values=[{"zero": 0}]))

@@ -144,7 +144,7 @@ def case_page(recording: Recording, known: Known = NOTHING) -> CasePage:
         ("diagnosis", "Which failure it is", bool(tests)),
         ("steering", "What changes the answer", bool(lines)),
         ("rephrased", "In other words", bool(rephrased)),
-        ("concepts", "What each word reads", bool(recording.latents)),
+        ("concepts", "What each word reads" if "heatmap" in charts else "All latents", bool(recording.latents)),
         ("try", "Try it", bool(settings.rows)),
         ("expected", "What was expected", True),
         ("reproduce", "Reproduce", True),
