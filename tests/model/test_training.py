@@ -96,14 +96,19 @@ def test_dead_latents_and_only_they_learn_the_error_that_is_left():
     torch.testing.assert_close(left.weights.decoder_LD.grad, plain.weights.decoder_LD.grad)
 
 
-def test_relu_gradients_are_those_of_mse_and_l1():
+@pytest.mark.parametrize("block", [5, learning.BLOCK])
+def test_relu_gradients_are_those_of_mse_and_l1(block, monkeypatch):
+    monkeypatch.setattr(learning, "BLOCK", block)
     ours, x_BD = learner(0)
-    ours.learn(x_BD)
+    told = ours.learn(x_BD)
     encoder_LD, b_enc_L, decoder_LD, b_dec_D = dense = copies(ours)
     h_BL = (x_BD @ encoder_LD.T + b_enc_L).relu()
     loss_B = (x_BD - h_BL @ decoder_LD - b_dec_D).square().sum(1) + 0.1 * h_BL.abs().sum(1)
     loss_B.mean().backward()
     hold_gradients(ours, dense)
+    assert told.loss == pytest.approx(float(loss_B.mean()), rel=1e-5)
+    assert told.l0 == float((h_BL > 0).sum()) / len(x_BD)
+    assert torch.equal(told.fired_L, (h_BL > 0).any(0))
 
 
 @pytest.mark.parametrize("k", [0, 5])

@@ -32,13 +32,15 @@ class SaePlan:
     l1: float = 0.15
     steps: float = 1.0
     """In units of the recipe's steps."""
+    dead: str = ""
+    """What is done about dead latents; "" is the architecture's own."""
 
 
 BACKGROUND = 0.25
 """The share of the background's patches that a vision tap's autoencoder learns from: most are alike."""
 
 SAES = {
-    "vision.3": SaePlan("vision.3", k=20),
+    "vision.3": SaePlan("vision.3", k=20, steps=1.2, dead="revive"),
     "vision.3-relu": SaePlan("vision.3", "standard", steps=0.7),
     "vision.0": SaePlan("vision.0", steps=0.6),
     "vision.2": SaePlan("vision.2", steps=0.6),
@@ -119,7 +121,7 @@ def train_saes(
             seen = seen[torch.from_numpy((shown | (rng.random(len(shown)) < BACKGROUND))[unseen:])]
         sae = train_sae(
             seen, architecture=plan.architecture, k=plan.k, l1=plan.l1, steps=steps,
-            seed=recipe.seed + 2, device=device,
+            seed=recipe.seed + 2, device=device, dead=plan.dead,
         )  # fmt: skip
         found = quality(sae.cpu(), states[plan.tap][:unseen])
         record.note(f"sae {name}", steps, seconds=time.monotonic() - started, **found._asdict())
