@@ -106,7 +106,7 @@ def test_relu_gradients_are_those_of_mse_and_l1(block, monkeypatch):
     loss_B = (x_BD - h_BL @ decoder_LD - b_dec_D).square().sum(1) + 0.1 * h_BL.abs().sum(1)
     loss_B.mean().backward()
     hold_gradients(ours, dense)
-    assert told.loss == pytest.approx(float(loss_B.mean()), rel=1e-5)
+    assert told.loss == pytest.approx(loss_B.mean().item(), rel=1e-5)
     assert told.l0 == float((h_BL > 0).sum()) / len(x_BD)
     assert torch.equal(told.fired_L, (h_BL > 0).any(0))
 
