@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help site test world lint
+.PHONY: help site test world lint types
 
 help:
 	@echo "make site    run the bundled cases, and build their report: site/index.html"
 	@echo "make test    run the tests"
 	@echo "make world   measure SketchWorld's bundled weights"
 	@echo "make lint    look for what ruff objects to"
+	@echo "make types   check the types of the panel's scripts; needs npx"
 
 site: $(STAMP)
 	$(BIN)/vsp-report run --out site
@@ -25,6 +26,11 @@ world: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+# The scripts are published as they are written; TypeScript only reads what their comments say of types.
+types:
+	npx --yes --package typescript@7.0.2 tsc --allowJs --checkJs --noEmit --strict --target es2022 \
+	  --lib es2022,dom,dom.iterable --types "" templates/static/panel.js templates/static/live.js
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -205,11 +205,11 @@
       this.socket = null;
       if (socket) socket.close();
     }
-    /** By one click: a connection again, and a kernel again where this one is dead or stays silent. */
-    restart() {
+    /** By one click: a connection again, and a kernel again where this one is dead or stays silent. @param {boolean} anew */
+    restart(anew) {
       var doubted = this.socket ? this.kernel : undefined;
       this.leave();
-      this.connect("kernel", doubted);
+      this.connect(anew ? "restart" : "kernel", doubted);
     }
     /** @param {Message} content */
     send(content) {

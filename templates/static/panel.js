@@ -36,13 +36,13 @@
    * @typedef {{type: "queued", ahead: number} | {type: "started"} | {type: "token", text: string, log_prob: number | null}
    *   | ({type: "answered"} & Answered) | ({type: "odds"} & Odds) | ({type: "looked"} & Looked)
    *   | ({type: "controls"} & Controls) | {type: "done", ms?: number} | {type: "cancelled"}
-   *   | {type: "failed", message: string} | {type: "not-recorded", command: string}
+   *   | {type: "failed", message: string, anew?: boolean} | {type: "not-recorded", command: string}
    *   | {type: "saved", name: string, text: string, file: string | null, picture: string | null}} Told
    * @typedef {Told & {seq: number, source?: string}} Event
    * @typedef {{kind: "starting" | "ready" | "lost", message: string}} State
    * @typedef {(told: any) => void} Hear  of whatever a host tells
    * @typedef {{get: (key: string) => any, on: (event: string, hear: Hear) => void, off: (event: string, hear: Hear) => void,
-   *   send: (content: object) => void, restart?: () => void}} Model
+   *   send: (content: object) => void, restart?: (anew: boolean) => void}} Model
    * @typedef {{prompt: string, rows: Row[], mode: string, tokens: Piece[], answered: Answered | null, odds: Odds | null,
    *   looked: Looked | null, controls: Controls | null, source: string, ended: string}} Round
    */
@@ -160,7 +160,7 @@
   /** @param {{model: Model, el: HTMLElement}} given @returns {() => void} */
   function render(given) {
     var model = given.model, el = given.el;
-    var seq = 0, busy = false, silent = 0, slow = 0;
+    var seq = 0, busy = false, anew = false, silent = 0, slow = 0;
     // There is none until the first one comes, and nothing can be pressed until then.
     var spec = /** @type {Spec} */ (/** @type {unknown} */ (null));
     /** @type {Row[]} */
@@ -478,16 +478,17 @@
     }
     /** What runs is given up; what was found is kept. */
     function recover() {
+      var empty = anew;
       if (busy) model.send({ type: "cancel", seq: seq });
       fail("Given up. If nothing answers, run the cells of this notebook again.");
       if (model.restart) {
         say("Starting again …");
-        model.restart();
+        model.restart(empty);
       }
     }
     /** @param {string} message @param {boolean} [lost] */
     function fail(message, lost) {
-      busy = uploading = false;
+      busy = uploading = anew = false;
       running = null;
       clearTimeout(silent);
       if (spec) showRound(at >= 0 ? history[at] : cleanRound());
@@ -555,7 +556,7 @@
           if (round.answered || round.tokens.length) finish(round, "Cancelled.");
           else fail("Cancelled.");
           break;
-        case "failed": fail(event.message); break;
+        case "failed": fail(event.message, event.anew); anew = Boolean(event.anew); break;
         case "not-recorded":
           fail("This was not recorded, and nothing is made up. A kernel answers it: ");
           status.append(h("code", {}, event.command));
@@ -564,7 +565,7 @@
     }
     /** @param {Round} round @param {string} message */
     function finish(round, message) {
-      busy = false;
+      busy = anew = false;
       running = null;
       again.hidden = true;
       clearTimeout(silent);
@@ -772,7 +773,7 @@
       again.hidden = true;
       listen(true);
       if (event.type === "saved" || event.type === "done" || event.type === "failed" || event.type === "cancelled") clearTimeout(silent);
-      if (event.type === "failed") { if (busy && !running) busy = uploading = false; say(event.message, true); lock(); }
+      if (event.type === "failed") { fail(event.message, event.anew); anew = Boolean(event.anew); }
       else if (event.type === "saved" && event.file) say("Written: " + event.file + ". It is checked and run like any other.");
       else if (event.type === "saved") {
         var address = URL.createObjectURL(new Blob([event.text], { type: "application/yaml" }));

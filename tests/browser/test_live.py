@@ -6,9 +6,11 @@ import base64
 import io
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from tests.browser.chromium import SECONDS, Chromium, Page
 from tests.live import serving
+from tests.live.relay import Relay
 from tests.live.serving import Home, Served, kernel_pids
 from vsp_report.case import load_case
 
@@ -296,6 +299,112 @@ def test_a_kernel_that_dies_in_a_round_is_had_again_by_one_click(beside: Page, l
     assert beside.value(STATUS).startswith("Answered")
     assert beside.value(f"{ROUNDS}") == 2  # what was found before is still there
     assert pid not in kernel_pids(live) and len(kernel_pids(live)) == 1
+
+
+# --- when a machine has slept, hangs, or is full -------------------------------------------------------------------
+
+HASTE = "(later => { window.setTimeout = (f, ms, ...more) => later(f, ms > 1000 ? ms / 4 : ms, ...more) })(setTimeout)"
+"""A page on which time goes four times as fast, where it is only waited for."""
+AGAIN = "!document.querySelector('.vsp-again').hidden"
+
+
+@pytest.fixture
+def relay(live: Served) -> Iterator[Relay]:
+    relay = Relay(live.port)
+    yield relay
+    relay.close()
+
+
+def hasty(chromium: Chromium, address: str) -> Page:
+    page = chromium.page()
+    page.send("Page.addScriptToEvaluateOnNewDocument", source=HASTE)
+    page.open(address)
+    page.wait("document.querySelector('[data-panel][data-host=kernel]')")
+    page.wait(f"{STATUS} === 'Ready.'")
+    return page
+
+
+def ask_at_length(page: Page) -> None:
+    """A round with controls, which takes its time."""
+    choose(page, "five")
+    page.value("document.querySelector('.vsp-check input').checked = true")
+    page.value("window.began = false")
+    page.value("""document.querySelector('[data-panel]').model.on('msg:custom', e => {
+        if (e.type === 'answered') window.began = true })""")
+    press(page, "Ask")
+    page.wait("window.began")
+
+
+def test_a_laptop_that_slept_goes_on_or_comes_back_by_one_click(chromium: Chromium, live: Served, relay: Relay) -> None:
+    to = f"/enter?token={live.token}&to=/report/cases/tried/index.html"
+    page = hasty(chromium, f"http://127.0.0.1:{relay.port}{to}")
+    pids = kernel_pids(live)
+    ask_at_length(page)
+    relay.hold()
+    page.wait(f"{STATUS}.startsWith('Nothing was heard for 20 s')")
+    assert page.value(AGAIN)
+    relay.flow()  # it wakes in time: the round is still there
+    page.wait(f"{ROUNDS} === 1 && {STATUS}.startsWith('Answered')")
+    assert not page.value(AGAIN)
+    ask_at_length(page)
+    relay.hold()
+    relay.drop()  # it wakes too late: the connection is not
+    page.wait(f"{STATUS} === 'The connection to the kernel was lost.'")
+    relay.flow()
+    press(page, "Start again")
+    page.wait(f"{STATUS} === 'Ready.'")
+    page.value("document.querySelector('.vsp-check input').checked = false")
+    ask(page)
+    assert page.value(STATUS).startswith("Answered")
+    assert page.value(ROUNDS) == 2  # what was found before is still there
+    assert kernel_pids(live) == pids
+    page.open("about:blank")
+
+
+@pytest.mark.parametrize("wakes", [True, False], ids=["wakes", "never wakes"])
+def test_a_kernel_that_stopped_is_had_again_by_one_click(chromium: Chromium, live: Served, wakes: bool) -> None:
+    page = hasty(chromium, live.door.as_uri())
+    choose(page, "five")
+    (pid,) = kernel_pids(live)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        press(page, "Ask")
+        page.wait(f"{STATUS}.startsWith('Nothing answers.')")
+        assert page.value(AGAIN)
+        if wakes:
+            os.kill(pid, signal.SIGCONT)
+        press(page, "Start again")
+        page.wait(f"{STATUS} === 'Ready.'")
+        ask(page)
+        assert page.value(STATUS).startswith("Answered")
+        assert (kernel_pids(live) == [pid]) is wakes
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        page.open("about:blank")
+
+
+def test_want_of_memory_is_said_and_mended_by_one_click(beside: Page, live: Served) -> None:
+    """A real one: the kernel's process is given no more than it has."""
+    choose(beside, "five")
+    ask(beside)
+    (pid,) = kernel_pids(live)
+    status = (Path("/proc") / str(pid) / "status").read_text()
+    held = 1024 * int(next(line for line in status.splitlines() if line.startswith("VmSize")).split()[1])
+    beside.value("document.querySelector('.vsp-panel textarea').value = 'What color is the shirt, then, again?'")
+    beside.value("document.querySelector('.vsp-check input').checked = true")
+    resource.prlimit(pid, resource.RLIMIT_AS, (held, resource.RLIM_INFINITY))
+    try:
+        press(beside, "Ask")
+        beside.wait(f"{STATUS}.startsWith('There is not enough memory')")
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert beside.value(ROUNDS) == 1 and beside.value(ANSWER)
+    press(beside, "Start again")
+    beside.wait(f"{STATUS} === 'Ready.'")
+    ask(beside)
+    assert beside.value(STATUS).startswith("Answered") and beside.value(ROUNDS) == 2
+    assert pid not in kernel_pids(live)
 
 
 # --- in a notebook -----------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.live.serving import Home, record
-from vsp_report.live.panel import Panel, Settings
+from vsp_report.live.panel import NO_MEMORY, Panel, Settings
 from vsp_report.recording import load_recording
 from vsp_report.render import replay
 
@@ -218,3 +219,25 @@ def test_faults_are_told_in_one_line(asker: Asker) -> None:
     assert kinds(asker.ask(edits=[{"latents": {"label": "chair"}, "set": 0}]))[-1] == "failed"
     asker.panel.hear("nonsense")
     assert asker.told[-1]["type"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the matmul primitive"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory lane"), False),
+    ],
+)
+def test_want_of_memory_is_known_in_any_words(asker: Asker, error: Exception, memory: bool) -> None:
+    def fails(job: Any) -> None:
+        raise error
+
+    asker.seq += 1
+    asker.panel._queue(asker.seq, fails)
+    assert (asker.ended(asker.seq)[-1]["message"] == NO_MEMORY) is memory
+    assert kinds(asker.ask())[-1] == "done"

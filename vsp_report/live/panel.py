@@ -108,12 +108,11 @@ class Worker:
         except Stopped:
             job.panel.tell(job, {"type": "cancelled"})
         except VspError as error:
-            told = NO_MEMORY if _is_memory(error.__cause__) else str(error)
-            job.panel.tell(job, _failed(told))
+            job.panel.tell(job, _short_of_memory() if _is_memory(error.__cause__) else _failed(str(error)))
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            told = f"It could not be done ({type(error).__name__}: {_one_line(error)})."
-            job.panel.tell(job, _failed(NO_MEMORY if _is_memory(error) else told))
+            told = _failed(f"It could not be done ({type(error).__name__}: {_one_line(error)}).")
+            job.panel.tell(job, _short_of_memory() if _is_memory(error) else told)
         else:
             return
         _free()  # by now nothing holds what the round held
@@ -130,7 +129,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-NO_MEMORY = "There is not enough memory for that. What was found before is kept: ask for less, or where there is more."
+NO_MEMORY = "There is not enough memory for that. Ask for less, or start again, which frees what is held."
+
+
+def _short_of_memory() -> dict[str, Any]:
+    """A kernel that was without memory may not find back: oneDNN remembers what it could not make then."""
+    return {**_failed(NO_MEMORY), "anew": True}
 
 
 def _is_memory(error: BaseException | None) -> bool:
@@ -139,7 +143,10 @@ def _is_memory(error: BaseException | None) -> bool:
     return known or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
-_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|out of memory|bad_alloc|could not create a primitive$", re.IGNORECASE
+)
+"""The last is what oneDNN, which multiplies for torch on a CPU, says of it."""
 
 
 def _free() -> None:
