@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vsp_report.cli.words import add_machine, command, counted, natural, positive, print_facts, quiet
+from vsp_report.cli.words import Bar, add_machine, command, counted, natural, positive, print_facts, quiet
 from vsp_report.errors import InputError
 
 DEMO = {"model": "sketchworld", "sae": [f"sketchworld/vision.{layer}" for layer in (0, 2, 3)], "images": "sketchworld"}
@@ -80,15 +80,15 @@ def _atlas(args: argparse.Namespace) -> int:
     )  # fmt: skip
     parent = args.out / "atlas"
     started = time.monotonic()
-    with Pace("looking at the first pictures") as pace:
-        plan = survey.plan(asked, parent, lambda done, total: pace.at(done, total, done))
+    with Bar(what="first pictures looked at") as pace:
+        plan = survey.plan(asked, parent, pace.at)
     there = sum(
         len(plan.numbers(shard)) for first, last, _ in survey.finished(plan) for shard in range(first, last + 1)
     )
     if there:
         print(f"going on: {there} of {len(source)} pictures are surveyed")
     try:
-        with Pace("pictures") as pace, _workers(args, plan.facts["device_class"]) as executor:
+        with Bar(what="pictures") as pace, _workers(args, plan.facts["device_class"]) as executor:
             tallies = survey.survey(plan, executor, lambda p: pace.at(p.done, p.total, p.fresh))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -99,9 +99,9 @@ def _atlas(args: argparse.Namespace) -> int:
         from vsp_report.study.survey_words import name_by_words
 
         named = partial(name_by_words, source, words, clip, args.words.name, device=args.device)
-    with Pace("") as pace:
+    with Bar() as pace:
         folders = survey_atlas.make_atlases(
-            plan, tallies, args.out, command=_command(args), words=named, on_step=pace.says,
+            plan, tallies, args.out, command=_command(args), words=named, on_step=lambda step: pace.says(_slow(step)),
             given=survey_atlas.Given(told, latents) if latents else None,
         )  # fmt: skip
     broken = survey_atlas.broken_pictures(plan, tallies)
@@ -187,37 +187,6 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-class Pace:
-    """How far a survey is, with pictures a second and the time left; on a terminal only, and gone when it is done."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.shown, self.fresh, self.rate = what, sys.stderr.isatty(), 0, 0.0
-        self.begun = time.monotonic()
-
-    def __enter__(self) -> Pace:
-        return self
-
-    def at(self, done: int, total: int, fresh: int) -> None:
-        spent = max(time.monotonic() - self.begun, 1e-9)
-        self.fresh, self.rate = fresh, fresh / spent
-        left = f", {_span((total - done) / self.rate)} left" if fresh and done < total else ""
-        filled = 30 * done // max(total, 1)
-        self._line(f"{'#' * filled}{'.' * (30 - filled)} {done} of {total} {self.what}, {self.rate:.1f}/s{left}")
-
-    def says(self, step: str) -> None:
-        slow = " (the first map takes some time: its library compiles itself)" if step.startswith("map") else ""
-        self._line(step + slow)
-
-    def _line(self, text: str) -> None:
-        if self.shown:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *error: object) -> None:
-        if self.shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _span(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
+def _slow(step: str) -> str:
+    """What is being done; and of what takes long the first time, why."""
+    return step + (" (the first map takes some time: its library compiles itself)" if step.startswith("map") else "")

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,24 +124,41 @@ def quiet() -> None:
 
 
 class Bar:
-    """How far a long part is; on a terminal only, and gone when it is done."""
+    """How far a long part is, how fast, and how long still; on a terminal only, and gone when it is done."""
 
-    def __init__(self, total: int, what: str) -> None:
-        self.total, self.what, self.done, self.shown = total, what, 0, sys.stderr.isatty()
+    def __init__(self, total: int = 0, what: str = "") -> None:
+        self.total, self.what, self.done, self.fresh, self.rate = total, what, 0, 0, 0.0
+        self.before: int | None = None
+        self.shown, self.begun = sys.stderr.isatty(), time.monotonic()
 
     def __enter__(self) -> Bar:
         return self
 
-    def at(self, done: int | None = None) -> None:
+    def at(self, done: int | None = None, total: int | None = None, fresh: int | None = None) -> None:
+        """One more, or so many; `fresh`: those that are not of an earlier run (default: all since the first)."""
         self.done = self.done + 1 if done is None else done
+        self.total = self.total if total is None else total
+        self.before = self.done - 1 if self.before is None else self.before
+        self.fresh = self.done - self.before if fresh is None else fresh
+        self.rate = self.fresh / max(time.monotonic() - self.begun, 1e-9)
+        filled = 30 * self.done // max(self.total, 1)
+        left = f", {_span((self.total - self.done) / self.rate)} left" if self.fresh and self.done < self.total else ""
+        bar = "#" * filled + "." * (30 - filled)
+        self.says(f"{bar} {self.done} of {self.total} {self.what}, {self.rate:.1f}/s{left}")
+
+    def says(self, text: str) -> None:
         if self.shown:
-            filled = 30 * self.done // max(self.total, 1)
-            bar = "#" * filled + "." * (30 - filled)
-            print(f"\r{bar} {self.done} of {self.total} {self.what}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     def __exit__(self, *error: object) -> None:
         if self.shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _span(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
 
 
 def check_writable(path: Path | None) -> None:

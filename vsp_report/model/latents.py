@@ -22,10 +22,11 @@ def active(sae: Sae, z_SD: torch.Tensor) -> Weights:
     """(S, L): the latents of each site, sparse, in float32."""
     values, columns, counts = [], [], [np.zeros(1, np.int64)]
     for piece_SD in z_SD.split(max(1, LATENTS_BYTES // (4 * sae.d_sae))):
-        h_SL = sae.encode(piece_SD.to(sae.device)).float()
-        on_SL = h_SL != 0
-        values.append(h_SL[on_SL].cpu().numpy())
-        columns.append(on_SL.nonzero()[:, 1].cpu().numpy())
-        counts.append(on_SL.sum(1).cpu().numpy())
+        rows_E, latents_E, values_E = (part.cpu() for part in sae.active(piece_SD.to(sae.device)))
+        values.append(values_E.float().numpy())
+        columns.append(latents_E.numpy())
+        counts.append(np.bincount(rows_E.numpy(), minlength=len(piece_SD)))
     starts = np.concatenate(counts).cumsum()
-    return Weights((np.concatenate(values), np.concatenate(columns), starts), (len(z_SD), sae.d_sae))
+    found = Weights((np.concatenate(values), np.concatenate(columns), starts), (len(z_SD), sae.d_sae))
+    found.sort_indices()
+    return found

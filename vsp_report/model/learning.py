@@ -190,8 +190,7 @@ class Learner:
             grad_RL = torch.ops.aten.threshold_backward(grad_RL, h_RL, 0)
             encoder_LE += grad_RL.T @ x_RE
             decoder_LE += h_RL.T @ pull_RE
-            exact = len(x_RD) <= BLOCK  # bfloat16 counts so far
-            count_L += (ones_R1.T.to(self.fast) @ h_RL.sign_())[0] if exact else (h_RL > 0).sum(0)
+            count_L += self._counted(h_RL)
             errors.append(error_RD)
         error_BD = torch.cat(errors)
         gradients = encoder_LE[:, :D], encoder_LE[:, D], decoder_LE[:, :D], error_BD.sum(0) * (-2 / B)
@@ -199,6 +198,12 @@ class Learner:
             weight.grad = gradient.contiguous() if weight.grad is None else weight.grad + gradient
         loss = error_BD.square().sum() / B + warmth * self.l1 / B * decoder_LE[:, D].sum()
         return Learned(float(loss), error_BD, float(count_L.sum()) / B, count_L > 0)
+
+    def _counted(self, h_RL: torch.Tensor) -> torch.Tensor:
+        if len(h_RL) > BLOCK:  # bfloat16 counts no further
+            return (h_RL > 0).sum(0)
+        on_RL = torch.ops.aten.threshold_backward(h_RL.new_ones(1, 1).expand_as(h_RL), h_RL, 0)
+        return (h_RL.new_ones(1, len(h_RL)) @ on_RL)[0]
 
     @torch.no_grad()
     def resample(self, x_BD: torch.Tensor, optimiser: torch.optim.Adam, generator: torch.Generator) -> None:
