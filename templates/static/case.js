@@ -285,7 +285,43 @@
     svg.append(bar);
     return svg;
   }
+  // What activates a latent most of all pictures, in the atlas that the page leads to: loaded when first wanted.
+  var contact = $("[data-latent-references]"), atlas = null, SHOWN = 6;
+  function withAtlas(then) {
+    if (!data.atlas || !window.VSP_REFERENCES || !contact) return;
+    if (atlas) return atlas.push ? atlas.push(then) : then(atlas);
+    var waiting = atlas = [then], at = data.atlas.replace(/[^\/]*$/, ""), script = document.createElement("script");
+    script.src = at + "overview.js";
+    script.onload = function () {
+      atlas = window.VSP_REFERENCES(window.VSP_ATLAS, at, { on: true, threshold: 0.25 });
+      waiting.forEach(function (one) { one(atlas); });
+    };
+    document.head.append(script);
+  }
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", function () {
+    all("canvas.thumb").forEach(function (canvas) { canvas.paint(); });
+  });
+  function references() {
+    var chosen = state.latent;
+    if (!contact || contact.dataset.of === String(chosen)) return;
+    contact.dataset.of = String(chosen);
+    contact.hidden = true;
+    contact.textContent = "";
+    if (chosen === null) return;
+    withAtlas(function (from) {
+      from.latent(data.latents[chosen][0], function (record) {
+        if (!record || state.latent !== chosen || !window.VSP_ATLAS.sheets.files.length) return;
+        var shown = record[from.AT.references].slice(0, SHOWN).map(function (one) {
+          return element("li", "", from.thumb(one[from.REF.picture], one, 92), element("span", "num", digits(one[from.REF.strength])));
+        });
+        contact.replaceChildren.apply(contact, shown);
+        contact.hidden = !shown.length;
+        card();
+      });
+    });
+  }
   function card() {
+    references();
     about.hidden = state.latent === null;
     about.textContent = "";
     if (state.latent === null) return;
@@ -300,14 +336,9 @@
       if (one[8]) worth = "a poor one: " + worth + ", below " + labelling[3];
       about.append(element("p", "", "Its label is " + [labelling[0], worth].filter(Boolean).join("; ") + "."));
     }
-    if (one[6].length) {
-      about.append(element("p", "", "Strongest of all on " + one[6].map(function (seen) {
-        return seen[0] + " (" + digits(seen[1]) + ")";
-      }).join(", ") + "."));
-    }
     var links = element("p", "links");
     if (data.atlas) {
-      var link = element("a", "", "Its references with masks, in the atlas");
+      var link = element("a", "", "All that is known of it, in the atlas");
       link.href = data.atlas + "#latent=" + one[0];
       links.append(link);
     }
@@ -318,6 +349,13 @@
       links.append(steer);
     }
     if (links.childNodes.length) about.append(links);
+    if (contact && !contact.hidden) {
+      about.append(element("p", "", "What activates it most of all pictures, veiled where it is silent:"));
+    } else if (!data.atlas && one[6].length) {
+      about.append(element("p", "", "Strongest of all on " + one[6].map(function (seen) {
+        return seen[0] + " (" + digits(seen[1]) + ")";
+      }).join(", ") + "."));
+    }
   }
 
   // --- steering ----------------------------------------------------------------------------------------------------

@@ -332,6 +332,27 @@ def test_a_case_says_how_good_its_labels_are(page: Page, known: Path) -> None:
     assert "a poor one: average precision 0." in page.value("document.querySelector('[data-latent-card]').textContent")
 
 
+def test_a_case_shows_what_activates_a_latent(page: Page, known: Path) -> None:
+    opened(page, (known / "cases" / CHAIR / "index.html").as_uri())
+    row = "document.querySelectorAll('[data-latents] button')"
+    pictures = "[...document.querySelectorAll('[data-latent-references] canvas')]"
+    atlas = load_atlas(known / MAIN)
+    numbers = page.value(f"[...{row}].map(one => Number(one.querySelector('.no').textContent))")
+    living = [place for place, number in enumerate(numbers) if atlas.alive_L[number]][:2]
+    for place in living:
+        page.value(f"{row}[{place}].click()")
+        wanted = [reference.name for reference in atlas.references(numbers[place])[:6]]
+        page.wait(f"{pictures}.length === {len(wanted)} && {pictures}[0].getAttribute('aria-label').includes"
+                  f"('activation {atlas.references(numbers[place])[0].strength:.3g}')")  # fmt: skip
+        labels = page.value(f"{pictures}.map(one => one.getAttribute('aria-label'))")
+        assert all(name in label for name, label in zip(wanted, labels, strict=True))
+    # Nothing is chosen: nothing is shown.
+    page.value(f"{row}[{living[-1]}].click()")
+    page.wait("document.querySelector('[data-latent-references]').hidden")
+    assert page.logged == []
+    assert all(address.startswith(("file:", "about:", "data:")) for address in page.asked)
+
+
 def test_a_strangers_names_stay_names(page: Page, known: Path) -> None:
     atlas = load_atlas(known / MAIN)
     latent = next(n for n in range(4096) if 0 in atlas.arrays.references_LR[n])
