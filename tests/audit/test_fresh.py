@@ -55,6 +55,31 @@ def test_a_run_confirms_and_a_broken_model_does_not(project: Project) -> None:
     assert (run.code, run.last) == (1, "audit: not met (1): 1 drifted")
 
 
+def test_bundled_cases_tell_a_broken_model_from_a_broken_dictionary(project: Project, root: Path) -> None:
+    """Two of the cases in cases/, without what takes long. Of a model whose weights are noise nothing reproduces;
+    through an SAE whose directions are next to nothing the failure is there, and no steering corrects it."""
+    sae = project.folder / "faint"
+    shutil.copytree(paths.bundled("sketchworld/vision.3"), sae)
+    (file,) = sae.glob("*.safetensors")
+    tensors = load_file(file)
+    file.chmod(0o644)
+    save_file(tensors | {"W_dec": tensors["W_dec"] / 1000}, file)
+    for name, broken in (("sitting-on-a-bench", {"model": str(project.folder / "noise")}),
+                         ("standing-beside-a-chair", {"sae": str(sae)})):  # fmt: skip
+        case = yaml.safe_load((root / "cases" / f"{name}.yaml").read_text())
+        claims = {key: case["expect"][key] for key in ("before", "after")}
+        for outcome in claims["after"].values():
+            outcome.pop("p", None)
+        short = {key: value for key, value in case.items() if key not in ("sweep", "rephrase", "story")}
+        short["steer"] = {key: value for key, value in case["steer"].items() if key in claims["after"]}
+        project.write(name, short | broken | {"controls": {"draws": 0}, "diagnose": False, "expect": claims})
+    broken_model(project.folder / "noise")
+    run = project.audit("--json", "audit.json")
+    told = {one["id"]: one["verdict"] for one in json.loads(Path("audit.json").read_text())["cases"]}
+    assert told == {"sitting-on-a-bench": "not reproduced", "standing-beside-a-chair": "not corrected"}
+    assert (run.code, run.last) == (1, "audit: not met (1): 1 not reproduced, 1 not corrected")
+
+
 def test_the_bundled_audit_is_met_by_what_is_committed(project: Project, root: Path) -> None:
     run = project.check(str(root / "cases"), "--recordings", str(root / "site" / "recordings"), "--no-history")
     assert run.code == 0, run.out

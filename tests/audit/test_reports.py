@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from junitparser import xunit2
 
 from tests.audit.conftest import Project
 from tests.audit.test_verdicts import expectation, held, holds, line_of, move, varying
@@ -73,6 +74,13 @@ def _junit_keeps_kinds_apart(account: Account) -> None:
     for counted in (root, suite):
         assert {k: counted.get(k) for k in ("tests", "failures", "errors", "skipped")} == {
             "tests": "10", "failures": "4", "errors": "2", "skipped": "1"}  # fmt: skip
+    # What a reader that others wrote makes of it.
+    (read,) = xunit2.JUnitXml.fromfile("junit.xml")
+    assert (read.tests, read.failures, read.errors, read.skipped) == (10, 4, 2, 1)
+    kinds = {one.name: "error" if one.is_error else "failure" if one.is_failure else "skipped" if one.is_skipped else
+             "flaky" if one.flaky_failures() else "passed" if one.is_passed else "" for one in read}  # fmt: skip
+    named = {"error": "error", "failure": "failure", "skipped": "skipped", "flakyFailure": "flaky"}
+    assert kinds == {name: named[tags[0]] if tags else "passed" for name, tags in found.items()}
     cases = {case.get("name"): case for case in suite.iter("testcase")}
     values = {one.get("name"): one.get("value") for one in cases["confirmed"].iter("property")}
     assert values["before.answer"] and float(values["before.margin"]) and values["verdict"] == "confirmed"
