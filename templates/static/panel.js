@@ -472,7 +472,7 @@
       clearTimeout(silent);
       silent = window.setTimeout(function () {
         if (!heard) return fail("Nothing answers. " + (model.restart ? "Start again." : "Run the cells of this notebook again."), true);
-        say("Nothing was heard for " + SILENT_MS / 1000 + " s. The model may be at work, or this machine was asleep: wait, or start again.", true);
+        say("Nothing was heard for " + SILENT_MS / 1000 + " s. The model may be at work, this machine may have slept, or the kernel is gone: wait, or start again.", true);
         again.hidden = false;
       }, heard ? SILENT_MS : DEAF_MS);
     }
