@@ -402,6 +402,7 @@ def test_want_of_memory_is_said_and_mended_by_one_click(beside: Page, live: Serv
     assert beside.value(ROUNDS) == 1 and beside.value(ANSWER)
     press(beside, "Start again")
     beside.wait(f"{STATUS} === 'Ready.'")
+    beside.value("document.querySelector('.vsp-check input').checked = false")
     ask(beside)
     assert beside.value(STATUS).startswith("Answered") and beside.value(ROUNDS) == 2
     assert pid not in kernel_pids(live)
