@@ -611,7 +611,7 @@
     var found = element("ul", "served");
     lines.forEach(function (one) {
       var item = element("li"), link = element("a", "", C.cases[one[0]][1]);
-      link.href = "../../cases/" + encodeURIComponent(C.cases[one[0]][0]) + "/index.html";
+      link.href = "../../cases/" + encodeURIComponent(C.cases[one[0]][0]) + "/index.html#latent=" + i;  // to be tried there
       item.appendChild(link);
       item.appendChild(element("span", "", " " + one[2]));
       found.appendChild(item);

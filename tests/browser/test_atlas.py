@@ -229,9 +229,10 @@ def test_latents_that_are_dead_missing_or_of_a_case(page: Page, known: Path, liv
     latent = next(n for one in recording.steered for n in one.edits[0].latents if n in set(living))
     opened(page, f"{index}#latent={latent}")
     link = page.value("document.querySelector('[data-latent-view] .served a').href")
-    assert link.endswith(f"/cases/{CHAIR}/index.html")
-    # And back: the case's page leads to the latent.
+    assert link.endswith(f"/cases/{CHAIR}/index.html#latent={latent}")
+    # And back: the case's page has it ready to be steered, and leads to the latent.
     page.open(link)
+    page.wait(f"document.querySelector('.vsp-rows .vsp-name')?.textContent === 'latent {latent}'")
     page.wait("document.querySelector('[data-latents] button')")
     page.value("document.querySelector('[data-latents] button').click()")
     page.wait("document.querySelector('[data-latent-card] a[href*=\"#latent=\"]')")
