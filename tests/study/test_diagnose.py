@@ -88,7 +88,8 @@ AHEAD, LEVEL = Reach(3.0, OTHERS), Reach(-6.5, OTHERS)
 SOME, MANY = Reach(-12.5, OTHERS), Reach(-14.5, OTHERS)
 
 
-ELSEWHERE, TOGETHER = Apart(0.2, (0.1, 0.3, 0.4)), Apart(0.5, (0.1, 0.3, 0.4))
+NEARLY = Reach(-5.5, OTHERS)
+ELSEWHERE, BESIDE, TOGETHER = (Apart(overlap, (0.1, 0.3, 0.4)) for overlap in (0.2, 0.35, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,10 @@ ELSEWHERE, TOGETHER = Apart(0.2, (0.1, 0.3, 0.4)), Apart(0.5, (0.1, 0.3, 0.4))
         (NO, YES, NONE, AHEAD, ELSEWHERE, "hidden-cue"),
         (YES, None, ITSELF, AHEAD, TOGETHER, "undetermined"),
         (YES, None, ITSELF, AHEAD, None, "undetermined"),
+        (YES, None, ITSELF, AHEAD, BESIDE, "hidden-cue"),
+        (YES, None, ITSELF, NEARLY, BESIDE, "undetermined"),
+        (YES, None, ITSELF, NEARLY, ELSEWHERE, "hidden-cue"),
+        (NO, YES, ITSELF, AHEAD, BESIDE, "undetermined"),
         (NO, YES, NONE, AHEAD, TOGETHER, "undetermined"),
         (NO, YES, ELSE, AHEAD, ELSEWHERE, "undetermined"),
         (YES, None, ITSELF, LEVEL, ELSEWHERE, "undetermined"),

@@ -20,7 +20,7 @@ as far against all else (p <= 0.1): a search takes the best of many, and so must
 amplifying what pulls towards it (p <= 0.1). It is *one of many* if at least half of them can: then it says nothing
 that it can be forced. What the model says of nothing at all, with every latent ablated, is no rival: taking anything
 away leads there. What pulls towards the right answer lies *elsewhere* if it shares fewer patches with the latents that
-speak for the wrong one than matched latents mostly do.
+speak for the wrong one than matched latents mostly do, and in *the same place* if it shares more than each of 19.
 
 The rule:
 
@@ -30,7 +30,8 @@ The rule:
                           words because of these latents that are not the wrong answer's, or none: something else in
                           the picture had spoken for it
     hidden cue            ablation, or ablation with amplification, brings the right answer, which is ahead, and what
-                          pulls towards it lies elsewhere; and the description has the wrong answer's own words
+                          pulls towards it lies elsewhere (or, where ablation alone brings it and no rival is had as
+                          easily, not in the same place); and the description has the wrong answer's own words
                           because of the ablated latents, and no others: two things are seen, and one is spoken of. Or
                           it has no words because of them, or there is no description, and amplification was needed
     perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many. And
@@ -44,7 +45,8 @@ its latents the word "chair" goes from the description too; ears are what "a rab
 
 Why places decide whether a cue is hidden: a thing that is seen as one answer can often be pushed into being seen as
 another, because a few of its latents speak for that too. That is one thing, read in another way. A cue that was there
-all along has patches of its own; and where there are such patches, nobody can say that nothing is seen.
+all along has patches of its own; and where there are such patches, nobody can say that nothing is seen. What speaks up
+by itself, once others are silent, was not pushed: of it less is asked.
 
 What the rule cannot tell: where a question offers two answers and no more, everything that speaks against one speaks
 for the other. The right answer may then come back by default, without being seen.
@@ -219,9 +221,10 @@ def rule(
     said = any(one is not None and one.right for one in (ablation, both))
     by_ablation = ablation is not None and ablation.brings
     by_both = both is not None and both.brings
+    by_itself = by_ablation and reach is not None and reach.p <= LEVEL and apart is not None and apart.p <= 1 - LEVEL
     if reach is not None and not ahead and not elsewhere and (not said or reach.p > MOSTLY):
         return "perception-missing"
-    shown = ahead and elsewhere
+    shown = ahead and (elsewhere or by_itself)
     if words is None:
         return "hidden-cue" if by_both and shown and not described else "undetermined"
     if words.itself:
