@@ -63,87 +63,10 @@
     return "rgb(" + a.map(function (one, i) { return Math.round(one + part * (b[i] - one)); }).join(",") + ")";
   }
 
-  // --- latents, a file at a time -------------------------------------------------------------------------------------
+  // --- latents and their references ----------------------------------------------------------------------------------
 
-  var files = {}, waiting = {};
-  window.VSP_LATENTS = function (n, rows) {
-    files[n] = rows;
-    (waiting[n] || []).forEach(function (told) { told(true); });
-    delete waiting[n];
-  };
-  function withLatent(i, then) {
-    var n = Math.floor(i / A.perShard);
-    function give(there) { then(there ? files[n][i - n * A.perShard] : null); }
-    if (files[n]) return give(true);
-    if (waiting[n]) return waiting[n].push(give);
-    waiting[n] = [give];
-    var script = document.createElement("script");
-    script.src = "latents/" + ("00" + n).slice(-Math.max(3, String(n).length)) + ".js";
-    script.onerror = function () {
-      var told = waiting[n] || [];
-      delete waiting[n];
-      told.forEach(function (one) { one(false); });
-    };
-    script.onload = function () { script.remove(); };
-    document.head.appendChild(script);
-  }
-  // What a latent's file says, by place.
-  var AT = { frequency: 0, patches: 1, mean: 2, overall: 3, max: 4, entropy: 5, mono: 6, unique: 7, labels: 8, histogram: 9, neighbours: 10, references: 11 };
-  var REF = { picture: 0, strength: 1, name: 2, label: 3, rows: 4, columns: 5, grid: 6 };
-
-  // --- references ------------------------------------------------------------------------------------------------------
-
-  var masks = { on: true, threshold: 0.25 }, sheets = {}, VEIL = 0.76;
-  function sheet(picture) {
-    var n = Math.floor(picture / (A.sheets.across * A.sheets.down));
-    if (!sheets[n]) {
-      sheets[n] = new Image();
-      sheets[n].src = A.sheets.folder + A.sheets.files[n];
-    }
-    return sheets[n];
-  }
-  function grid(reference) {
-    var text = atob(reference[REF.grid]), found = new Float32Array(reference[REF.rows] * reference[REF.columns]);
-    for (var i = 0, wide = A.gridBytes; i < text.length; i += wide) {
-      var patch = text.charCodeAt(i);
-      if (wide === 3) patch = patch * 256 + text.charCodeAt(i + 1);
-      found[patch] = text.charCodeAt(i + wide - 1) / 255;
-    }
-    return found;
-  }
-  // A small picture, under a veil wherever the latent is less active than the threshold.
-  function thumb(picture, reference, side) {
-    var canvas = element("canvas", "thumb"), values = reference ? grid(reference) : null;
-    var columns = reference ? reference[REF.columns] : 1, rows = reference ? reference[REF.rows] : 1;
-    var width = Math.round(2 * side * Math.min(1, columns / rows)), height = Math.round(2 * side * Math.min(1, rows / columns));
-    canvas.width = width; canvas.height = height;
-    canvas.paint = function () {
-      var image = sheet(picture), ink = canvas.getContext("2d");
-      if (!image.complete || !image.naturalWidth) {
-        if (!image.complete) image.addEventListener("load", canvas.paint, { once: true });
-        ink.fillStyle = colours().wash; ink.fillRect(0, 0, width, height);
-      } else {
-        var cell = picture % (A.sheets.across * A.sheets.down), px = A.sheets.cell;
-        ink.imageSmoothingQuality = "high";
-        ink.drawImage(image, cell % A.sheets.across * px, Math.floor(cell / A.sheets.across) * px, px, px, 0, 0, width, height);
-      }
-      if (!values || !masks.on) return;
-      ink.fillStyle = colours().paper; ink.globalAlpha = VEIL;
-      for (var p = 0; p < values.length; p++) {
-        if (values[p] >= masks.threshold && values[p] > 0) continue;
-        var x0 = Math.round(p % columns * width / columns), x1 = Math.round((p % columns + 1) * width / columns);
-        var y0 = Math.round(Math.floor(p / columns) * height / rows), y1 = Math.round((Math.floor(p / columns) + 1) * height / rows);
-        ink.fillRect(x0, y0, x1 - x0, y1 - y0);
-      }
-      ink.globalAlpha = 1;
-    };
-    canvas.paint();
-    if (reference) {
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", A.prefix + reference[REF.name] + ", activation " + digits(reference[REF.strength]));
-    } else canvas.setAttribute("aria-hidden", "true");
-    return canvas;
-  }
+  var masks = { on: true, threshold: 0.25 }, R = window.VSP_REFERENCES(A, "", masks);
+  var AT = R.AT, REF = R.REF, withLatent = R.latent, thumb = R.thumb;
   function repaint() { all("canvas.thumb").forEach(function (canvas) { canvas.paint(); }); }
   function labelled(i, record) {
     // Its number, and its label with how good that is.
@@ -688,7 +611,7 @@
     var found = element("ul", "served");
     lines.forEach(function (one) {
       var item = element("li"), link = element("a", "", C.cases[one[0]][1]);
-      link.href = "../../cases/" + encodeURIComponent(C.cases[one[0]][0]) + "/index.html";
+      link.href = "../../cases/" + encodeURIComponent(C.cases[one[0]][0]) + "/index.html#latent=" + i;  // to be tried there
       item.appendChild(link);
       item.appendChild(element("span", "", " " + one[2]));
       found.appendChild(item);

@@ -49,6 +49,7 @@
   function looking() { return state.token === null ? null : attention[state.whose][state.token]; }
   function hasRow() { return data.attention[state.whose].top[state.token] !== null; }
   function digits(value) { return value === 0 ? "0" : Number(value.toPrecision(3)).toString(); }
+  function scored(latent) { return typeof data.latents[latent][7] === "number" ? data.latents[latent][7].toFixed(2) : ""; }
   function name(latent) { return (data.latents[latent][0] + " " + data.latents[latent][1]).trim(); }
   function percent(value) { return Math.round(100 * value) + " %"; }
 
@@ -247,15 +248,19 @@
       .sort(function (a, b) { return values[b] - values[a] || a - b; }).slice(0, TOP);
     // A latent that was chosen elsewhere is listed too.
     if (state.latent !== null && order.indexOf(state.latent) < 0) order.push(state.latent);
-    var top = order.length ? values[order[0]] : 1, focused = document.activeElement && document.activeElement.dataset.place;
+    // The numbers of a column have the same digits: the largest has three.
+    var top = order.length ? values[order[0]] : 1, behind = Math.min(4, Math.max(0, 2 - Math.floor(Math.log10(top || 1)))), focused = document.activeElement && document.activeElement.dataset.place;
     list.textContent = "";
     order.forEach(function (l) {
       var item = document.createElement("li"), button = document.createElement("button");
       button.type = "button";
       button.dataset.place = l;
       button.setAttribute("aria-pressed", String(state.latent === l));
-      button.append(element("span", "name", element("span", "no", data.latents[l][0]), " " + data.latents[l][1]),
-        drawn(100 * values[l] / (top || 1)), element("span", "num", digits(values[l])));
+      var called = element("span", "name", element("span", "no", data.latents[l][0]), " ",
+        element("span", "word" + (data.latents[l][8] ? " poor" : ""), data.latents[l][1]));
+      if (scored(l)) called.append(" ", element("span", "score", scored(l)));
+      button.append(called,
+        drawn(100 * values[l] / (top || 1)), element("span", "num", values[l].toFixed(behind)));
       button.addEventListener("click", function () { state.latent = state.latent === l ? null : l; changed(); });
       item.append(button);
       list.append(item);
@@ -280,7 +285,43 @@
     svg.append(bar);
     return svg;
   }
+  // What activates a latent most of all pictures, in the atlas that the page leads to: loaded when first wanted.
+  var contact = $("[data-latent-references]"), atlas = null, SHOWN = 6;
+  function withAtlas(then) {
+    if (!data.atlas || !window.VSP_REFERENCES || !contact) return;
+    if (atlas) return atlas.push ? atlas.push(then) : then(atlas);
+    var waiting = atlas = [then], at = data.atlas.replace(/[^\/]*$/, ""), script = document.createElement("script");
+    script.src = at + "overview.js";
+    script.onload = function () {
+      atlas = window.VSP_REFERENCES(window.VSP_ATLAS, at, { on: true, threshold: 0.25 });
+      waiting.forEach(function (one) { one(atlas); });
+    };
+    document.head.append(script);
+  }
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", function () {
+    all("canvas.thumb").forEach(function (canvas) { canvas.paint(); });
+  });
+  function references() {
+    var chosen = state.latent;
+    if (!contact || contact.dataset.of === String(chosen)) return;
+    contact.dataset.of = String(chosen);
+    contact.hidden = true;
+    contact.textContent = "";
+    if (chosen === null) return;
+    withAtlas(function (from) {
+      from.latent(data.latents[chosen][0], function (record) {
+        if (!record || state.latent !== chosen || !window.VSP_ATLAS.sheets.files.length) return;
+        var shown = record[from.AT.references].slice(0, SHOWN).map(function (one) {
+          return element("li", "", from.thumb(one[from.REF.picture], one, 92), element("span", "num", digits(one[from.REF.strength])));
+        });
+        contact.replaceChildren.apply(contact, shown);
+        contact.hidden = !shown.length;
+        card();
+      });
+    });
+  }
   function card() {
+    references();
     about.hidden = state.latent === null;
     about.textContent = "";
     if (state.latent === null) return;
@@ -289,14 +330,15 @@
       "active in " + percent(often[state.latent]) + (surveyed.often ? " of the survey's pictures" : " of the patches here"),
       "mean activation " + digits(strong[state.latent]) + (surveyed.strong ? "" : " where it is active here")];
     about.append(element("b", "", "Latent " + name(state.latent)), element("p", "", said.join("; ") + "."));
-    if (one[6].length) {
-      about.append(element("p", "", "Strongest of all on " + one[6].map(function (seen) {
-        return seen[0] + " (" + digits(seen[1]) + ")";
-      }).join(", ") + "."));
+    var labelling = data.labellings[one[9]];
+    if (labelling) {
+      var worth = scored(state.latent) ? (labelling[2] || "score") + " " + scored(state.latent) : "";
+      if (one[8]) worth = "a poor one: " + worth + ", below " + labelling[3];
+      about.append(element("p", "", "Its label is " + [labelling[0], worth].filter(Boolean).join("; ") + "."));
     }
     var links = element("p", "links");
     if (data.atlas) {
-      var link = element("a", "", "Its references with masks, in the atlas");
+      var link = element("a", "", "All that is known of it, in the atlas");
       link.href = data.atlas + "#latent=" + one[0];
       links.append(link);
     }
@@ -307,6 +349,13 @@
       links.append(steer);
     }
     if (links.childNodes.length) about.append(links);
+    if (contact && !contact.hidden) {
+      about.append(element("p", "", "What activates it most of all pictures, veiled where it is silent:"));
+    } else if (!data.atlas && one[6].length) {
+      about.append(element("p", "", "Strongest of all on " + one[6].map(function (seen) {
+        return seen[0] + " (" + digits(seen[1]) + ")";
+      }).join(", ") + "."));
+    }
   }
 
   // --- steering ----------------------------------------------------------------------------------------------------

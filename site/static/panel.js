@@ -14,36 +14,61 @@
    * @typedef {{box?: number[], boxes?: number[][]}} Where
    * @typedef {{top: number, by: string, supports?: string, where?: Where}} Ranked
    * @typedef {number[] | "all" | Ranked | {but: number[]}} Latents
-   * @typedef {{latents: Latents, op: "set" | "scale" | "add", value: number, where: Where | null, name: string}} Row
+   * @typedef {"set" | "scale" | "add"} Op
+   * @typedef {{latents: Latents, op: Op, value: number, where: Where | null, name: string}} Row
+   * @typedef {{latents: Latents, set?: number, scale?: number, add?: number, where?: Where}} Edit  as a case writes it
    * @typedef {{top: (number | null)[], bytes: string}} Packed
-   * @typedef {{tokens: string[][], attention: Packed, latents: number[], maps: Packed}} Looked
+   * @typedef {[text: string, logProb: number | null]} Piece
+   * @typedef {{tokens: [text: string, kind: string][], attention: Packed, latents: number[], maps: Packed}} Looked
+   * @typedef {{p_right: number | null, p_wrong: number | null}} Odds
+   * @typedef {{text: string, ended: boolean, margin: number | null, change: number | null, tokens: Piece[],
+   *   classes?: [name: string, p: number][]} & Partial<Odds>} Answered
+   * @typedef {{changes: number[], p: number | null, flips: number | null, why?: string}} Controls
    * @typedef {{number: number, label: string, total: number, predicted: number | null}} Offered
-   * @typedef {{type: string, seq: number, source?: string, [key: string]: any}} Event
-   * @typedef {{get: (key: string) => any, on: (event: string, hear: (...of: any[]) => void) => void,
-   *   off: (event: string, hear: (...of: any[]) => void) => void, send: (content: any) => void,
-   *   restart?: () => void}} Model
-   * @typedef {{prompt: string, rows: Row[], mode: string, tokens: any[], answered: Event | null, odds: Event | null,
-   *   looked: Looked | null, controls: Event | null, source: string, ended: string}} Round
+   * @typedef {{name: string, about: string, latents: number[]}} Group
+   * @typedef {{name: string, mode: string, edits: Edit[]}} Steering
+   * @typedef {{label: string, prompt: string, mode: string, edits: Edit[]}} Recorded
+   * @typedef {{case: {prompt: string, contrast: [right: string, wrong: string] | null}, model: string,
+   *   picture: {src: string, width: number, height: number, alt: string}, boxes: (number[] | null)[], latents: Offered[],
+   *   groups: Group[], steerings: Steering[], clean: Answered | null, looked?: Looked, recorded?: Recorded[],
+   *   live: boolean, can: {upload?: boolean, controls?: boolean, save?: boolean}}} Spec
+   *
+   * @typedef {{type: "queued", ahead: number} | {type: "started"} | {type: "token", text: string, log_prob: number | null}
+   *   | ({type: "answered"} & Answered) | ({type: "odds"} & Odds) | ({type: "looked"} & Looked)
+   *   | ({type: "controls"} & Controls) | {type: "done", ms?: number} | {type: "cancelled"}
+   *   | {type: "failed", message: string, anew?: boolean} | {type: "not-recorded", command: string}
+   *   | {type: "saved", name: string, text: string, file: string | null, picture: string | null}} Told
+   * @typedef {Told & {seq: number, source?: string}} Event
+   * @typedef {{kind: "starting" | "ready" | "lost", message: string}} State
+   * @typedef {(told: any) => void} Hear  of whatever a host tells
+   * @typedef {{get: (key: string) => any, on: (event: string, hear: Hear) => void, off: (event: string, hear: Hear) => void,
+   *   send: (content: object) => void, restart?: (anew: boolean) => void}} Model
+   * @typedef {{prompt: string, rows: Row[], mode: string, tokens: Piece[], answered: Answered | null, odds: Odds | null,
+   *   looked: Looked | null, controls: Controls | null, source: string, ended: string}} Round
    */
 
+  /** @type {Op[]} */
   var OPS = ["set", "scale", "add"];
-  var SILENT_MS = 8000;
+  var DEAF_MS = 8000;
+  var SILENT_MS = 20000;
+  var SLOW_MS = 30000;
 
   // --- small things --------------------------------------------------------------------------------------------------
 
   /**
-   * @param {string} tag @param {Record<string, any>} [has] @param {...any} inside
-   * @returns {any}
+   * @template {keyof HTMLElementTagNameMap} T
+   * @param {T} tag @param {Record<string, any>} has @param {(Node | string | number | null | undefined)[]} inside
+   * @returns {HTMLElementTagNameMap[T]}
    */
-  function h(tag, has) {
+  function h(tag, has, ...inside) {
     var made = document.createElement(tag);
-    Object.entries(has || {}).forEach(function (pair) {
+    Object.entries(has).forEach(function (pair) {
       var key = pair[0], value = pair[1];
       if (key.slice(0, 2) === "on") made.addEventListener(key.slice(2), value);
-      else if (key in made && key !== "list") /** @type {any} */ (made)[key] = value;
+      else if (key in made && key !== "list") Object.assign(made, { [key]: value });
       else made.setAttribute(key, String(value));
     });
-    Array.prototype.slice.call(arguments, 2).forEach(function (part) {
+    inside.forEach(function (part) {
       if (part !== null && part !== undefined) made.append(part instanceof Node ? part : String(part));
     });
     return made;
@@ -79,13 +104,13 @@
   function numbers(text) {
     return (text.match(/\d+(\.\d+)?/g) || []).map(Number);
   }
-  /** @param {any} value */
+  /** @param {object} value */
   function packedLink(value) {
     var bytes = new TextEncoder().encode(JSON.stringify(value)), text = "";
     bytes.forEach(function (byte) { text += String.fromCharCode(byte); });
     return btoa(text).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
   }
-  /** @param {string} text */
+  /** What a link says, which may be anything. @param {string} text @returns {any} */
   function unpackedLink(text) {
     try {
       var raw = atob(text.replace(/-/g, "+").replace(/_/g, "/"));
@@ -111,20 +136,19 @@
     if (row.op === "set") return row.value === 0 ? "ablate" : "set to " + row.value;
     return row.op === "scale" ? "times " + row.value : (row.value < 0 ? "subtract " : "add ") + Math.abs(row.value);
   }
-  /** As a case writes it. @param {Row} row */
+  /** As a case writes it. @param {Row} row @returns {Edit} */
   function written(row) {
-    /** @type {Record<string, any>} */
+    /** @type {Edit} */
     var edit = { latents: row.latents };
     edit[row.op] = row.value;
     if (row.where) edit.where = row.where;
     return edit;
   }
-  /** @param {Record<string, any>} edit @param {string} [name] @returns {Row | null} */
-  function readEdit(edit, name) {
+  /** @param {Edit} edit @returns {Row | null} */
+  function readEdit(edit) {
     var op = OPS.find(function (one) { return typeof edit[one] === "number" && isFinite(edit[one]); });
     if (!op || !(edit.latents === "all" || (edit.latents && typeof edit.latents === "object"))) return null;
-    return { latents: edit.latents, op: /** @type {any} */ (op), value: edit[op], where: edit.where || null,
-      name: name || named(edit.latents) };
+    return { latents: edit.latents, op: op, value: Number(edit[op]), where: edit.where || null, name: named(edit.latents) };
   }
   /** @param {Row[]} rows */
   function inWords(rows) {
@@ -136,9 +160,9 @@
   /** @param {{model: Model, el: HTMLElement}} given @returns {() => void} */
   function render(given) {
     var model = given.model, el = given.el;
-    var seq = 0, busy = false, silent = 0;
-    /** @type {any} */
-    var spec = null;
+    var seq = 0, busy = false, anew = false, silent = 0, slow = 0;
+    // There is none until the first one comes, and nothing can be pressed until then.
+    var spec = /** @type {Spec} */ (/** @type {unknown} */ (null));
     /** @type {Row[]} */
     var rows = [];
     var mode = "delta";
@@ -174,7 +198,7 @@
     var list = h("ol", { className: "vsp-rows", "aria-label": "What is edited" });
     var preset = h("select", { "aria-label": "Add latents", onchange: addPreset });
     var byNumber = h("input", { type: "text", inputMode: "numeric", placeholder: "numbers", size: 10, "aria-label": "Latents by number",
-      onkeydown: function (event) { if (event.key === "Enter") { event.preventDefault(); addNumbers(); } } });
+      onkeydown: /** @param {KeyboardEvent} event */ function (event) { if (event.key === "Enter") { event.preventDefault(); addNumbers(); } } });
     var allButButton = h("button", { type: "button", title: "Ablate every active latent but those listed", onclick: allBut }, "Ablate all but these");
     var compare = h("input", { type: "checkbox" });
     var askButton = h("button", { type: "submit", className: "vsp-ask" }, "Ask");
@@ -195,15 +219,16 @@
       h("div", { className: "vsp-line" }, name, title, saveText, saveFile));
     var link = h("button", { type: "button", onclick: copyLink }, "Copy a link to this");
     var offered = h("div", { className: "vsp-recorded", hidden: true });
-    var form = h("form", { className: "vsp-form", onsubmit: function (event) { event.preventDefault(); ask(); } },
-      h("label", { className: "vsp-label" }, "Question", prompt),
+    var question = h("label", { className: "vsp-label" }, "Question", prompt);
+    var comparing = h("label", { className: "vsp-check" }, compare, " compare with controls");
+    var form = h("form", { className: "vsp-form", onsubmit: /** @param {SubmitEvent} event */ function (event) { event.preventDefault(); ask(); } },
+      question,
       h("div", { className: "vsp-label" }, "Edits", list),
       offered,
       h("div", { className: "vsp-line" }, preset, byNumber,
         h("button", { type: "button", onclick: addNumbers }, "Add"),
         allButButton),
-      h("div", { className: "vsp-line" }, askButton, cancelButton,
-        h("label", { className: "vsp-check" }, compare, " compare with controls"), source));
+      h("div", { className: "vsp-line" }, askButton, cancelButton, comparing, source));
     el.classList.add("vsp-panel");
     el.replaceChildren(
       h("div", { className: "vsp-grid" },
@@ -215,7 +240,7 @@
     // -- the spec -----------------------------------------------------------------------------------
 
     function take() {
-      var found = model.get("spec");
+      var found = /** @type {Spec | null} */ (model.get("spec"));
       if (!found || !found.case) { say("The model is being loaded …"); lock(); return; }
       var other = !spec || spec.picture.src !== found.picture.src || spec.live !== found.live;
       var first = !spec;
@@ -224,10 +249,10 @@
       picture.alt = spec.picture.alt || "The picture";
       if (first || !prompt.value) prompt.value = spec.case.prompt;
       prompt.disabled = !spec.live && !(spec.recorded || []).some(function (one) { return one.prompt !== spec.case.prompt; });
-      prompt.closest("label").hidden = !spec.case.prompt;
+      question.hidden = !spec.case.prompt;
       uploadButton.hidden = !(spec.can && spec.can.upload);
       regionButton.hidden = regionField.hidden = allButButton.hidden = !spec.live;
-      compare.closest("label").hidden = !(spec.can && spec.can.controls);
+      comparing.hidden = !(spec.can && spec.can.controls);
       saving.hidden = !spec.live;
       saveFile.hidden = !(spec.can && spec.can.save);
       fillPreset();
@@ -329,14 +354,12 @@
       rows.push({ latents: latents, op: "set", value: 0, where: where || null, name: called || named(latents) });
       showRows();
     }
-    /** @param {string} asked @param {Record<string, any>[]} edits @param {string} [how] @param {string} [called] */
+    /** @param {string} asked @param {Edit[]} edits @param {string} [how] @param {string} [called] */
     function set(asked, edits, how, called) {
       prompt.value = asked;
       mode = how === "reconstruct" ? "reconstruct" : "delta";
-      rows = edits.map(function (edit) { return readEdit(edit); }).filter(Boolean).map(/** @param {any} row */ function (row) {
-        if (called && edits.length === 1) row.name = called;
-        return row;
-      });
+      rows = edits.flatMap(function (edit) { return readEdit(edit) || []; });
+      if (called && edits.length === 1 && rows.length) rows[0].name = called;
       showRows();
     }
     function showRows() {
@@ -350,7 +373,7 @@
         OPS.forEach(function (one) { op.append(h("option", { value: one, selected: one === row.op }, { set: "set to", scale: "times", add: "add" }[one])); });
         op.value = row.op;
         op.addEventListener("change", function () {
-          row.op = /** @type {any} */ (op.value);
+          row.op = /** @type {Op} */ (op.value);
           row.value = row.op === "scale" ? 2 : row.op === "add" ? 5 : 0;
           showRows();
         });
@@ -400,7 +423,7 @@
       fillPreset();
       showRows();
     }
-    /** @param {any} event */
+    /** @param {PointerEvent} event */
     function place(event) {
       var box = stage.getBoundingClientRect();
       return [(event.clientX - box.left) / box.width * spec.picture.width, (event.clientY - box.top) / box.height * spec.picture.height];
@@ -438,26 +461,34 @@
       compared.replaceChildren();
       say("Asked.");
       lock();
-      clearTimeout(silent);
-      silent = window.setTimeout(function () {
-        if (busy && running && !running.source) fail("Nothing answers. In a notebook, run its cells again; on a page, start again.", true);
-      }, SILENT_MS);
+      listen(false);
       model.send(request());
     }
     function cancel() {
       if (busy) { say("Cancelling …"); model.send({ type: "cancel", seq: seq }); }
     }
+    /** Until the next word. A model may think for long, but whether it was heard is said at once. @param {boolean} heard */
+    function listen(heard) {
+      clearTimeout(silent);
+      silent = window.setTimeout(function () {
+        if (!heard) return fail("Nothing answers. " + (model.restart ? "Start again." : "Run the cells of this notebook again."), true);
+        say("Nothing was heard for " + SILENT_MS / 1000 + " s. The model may be at work, this machine may have slept, or the kernel is gone: wait, or start again.", true);
+        again.hidden = false;
+      }, heard ? SILENT_MS : DEAF_MS);
+    }
+    /** What runs is given up; what was found is kept. */
     function recover() {
-      again.hidden = true;
-      busy = false;
-      running = null;
-      say("Starting again …");
-      if (model.restart) model.restart();
-      lock();
+      var empty = anew;
+      if (busy) model.send({ type: "cancel", seq: seq });
+      fail("Given up. If nothing answers, run the cells of this notebook again.");
+      if (model.restart) {
+        say("Starting again …");
+        model.restart(empty);
+      }
     }
     /** @param {string} message @param {boolean} [lost] */
     function fail(message, lost) {
-      busy = false;
+      busy = uploading = anew = false;
       running = null;
       clearTimeout(silent);
       if (spec) showRound(at >= 0 ? history[at] : cleanRound());
@@ -476,9 +507,17 @@
       status.classList.toggle("vsp-bad", Boolean(bad));
     }
     function said() {
-      var state = model.get("state");
+      var state = /** @type {State | undefined} */ (model.get("state"));
+      clearTimeout(slow);
       if (state && state.kind === "lost") return fail(state.message, true);
-      if (state && state.kind === "starting") { say(state.message); return; }
+      if (state && state.kind === "starting") {
+        say(state.message);
+        slow = window.setTimeout(function () {
+          say("The kernel is still starting. A large model takes its time: wait, or start again.");
+          again.hidden = !model.restart;
+        }, SLOW_MS);
+        return;
+      }
       again.hidden = true;
       source.textContent = spec && spec.live ? "live, on " + spec.model : "recorded";
       if (!busy) say(spec && spec.live ? "Ready." : "Plays back what was recorded.");
@@ -489,6 +528,9 @@
       if (!event || event.seq !== seq || !running) return saved(event);
       var round = running;
       round.source = event.source || "kernel";
+      if (!again.hidden) say("It goes on.");
+      again.hidden = true;
+      listen(true);
       switch (event.type) {
         case "queued": say(event.ahead ? "Waiting: " + event.ahead + " before this." : "Asked."); break;
         case "started": say("The model is asked …"); break;
@@ -503,7 +545,7 @@
           showMargin(round);
           break;
         case "odds": round.odds = event; showMargin(round); break;
-        case "looked": round.looked = /** @type {any} */ (event); showLook(round); break;
+        case "looked": round.looked = event; showLook(round); break;
         case "controls": round.controls = event; showControls(round); break;
         case "done":
           round.ended = "done";
@@ -514,7 +556,7 @@
           if (round.answered || round.tokens.length) finish(round, "Cancelled.");
           else fail("Cancelled.");
           break;
-        case "failed": fail(event.message); break;
+        case "failed": fail(event.message, event.anew); anew = Boolean(event.anew); break;
         case "not-recorded":
           fail("This was not recorded, and nothing is made up. A kernel answers it: ");
           status.append(h("code", {}, event.command));
@@ -523,8 +565,9 @@
     }
     /** @param {Round} round @param {string} message */
     function finish(round, message) {
-      busy = false;
+      busy = anew = false;
       running = null;
+      again.hidden = true;
       clearTimeout(silent);
       history.push(round);
       at = history.length - 1;
@@ -601,7 +644,7 @@
       var low = Math.min(change, 0, Math.min.apply(null, found.changes)), high = Math.max(change, 0, Math.max.apply(null, found.changes));
       var span = high - low || 1;
       var svg = s("svg", { viewBox: "0 0 200 24", class: "vsp-bar", preserveAspectRatio: "none", role: "img" });
-      found.changes.forEach(/** @param {number} one @param {number} i */ function (one, i) {
+      found.changes.forEach(function (one, i) {
         svg.append(s("rect", { x: 198 * (one - low) / span, y: 3 + i % 3 * 6, width: 1, height: 5, class: "vsp-control" }));
       });
       svg.append(s("rect", { x: 198 * (change - low) / span, y: 0, width: 2, height: 24, class: "vsp-mine" }));
@@ -665,7 +708,7 @@
       paint();
     }
     function paint() {
-      Array.prototype.forEach.call(words.children, function (word) {
+      words.querySelectorAll("button").forEach(function (word) {
         word.setAttribute("aria-pressed", String(Boolean(over && over.what === "token" && Number(word.dataset.place) === over.place)));
       });
       showBars();
@@ -679,10 +722,10 @@
       canvas.width = wide;
       canvas.height = Math.max(1, Math.round(spec.picture.height * scale));
       var top = weights.reduce(function (a, b) { return Math.max(a, Math.abs(b)); }, 0) || 1;
-      var ink = canvas.getContext("2d");
+      var ink = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
       var style = getComputedStyle(el);
       ink.fillStyle = style.getPropertyValue(over.what === "latent" ? "--vsp-heat" : "--vsp-accent").trim() || "#1f5fae";
-      spec.boxes.forEach(/** @param {number[] | null} box @param {number} p */ function (box, p) {
+      spec.boxes.forEach(function (box, p) {
         if (!box || !(Math.abs(weights[p]) > 0)) return;
         ink.globalAlpha = 0.8 * Math.abs(weights[p]) / top;
         ink.fillRect(box[0] * scale, box[1] * scale, (box[2] - box[0]) * scale, (box[3] - box[1]) * scale);
@@ -694,7 +737,7 @@
       bars.replaceChildren();
       if (!seen) return;
       var look = seen, row = over && over.what === "token" ? look.attention[over.place] : null;
-      var labels = new Map((spec.latents || []).map(/** @param {Offered} one */ function (one) { return [one.number, one.label]; }));
+      var labels = new Map((spec.latents || []).map(function (one) { return [one.number, one.label]; }));
       var values = look.maps.map(function (map) {
         return map.reduce(function (sum, value, p) { return sum + value * (row ? row[p] : 1); }, 0);
       });
@@ -722,11 +765,15 @@
       model.send({ type: "save", seq: seq, name: name.value.trim(), title: title.value.trim() || name.value.trim(), to: to,
         run: Object.assign(request(), { seq: seq }) });
       say("Saving …");
+      listen(false);
     }
     /** @param {Event} event */
     function saved(event) {
       if (!event || event.seq !== seq) return;
-      if (event.type === "failed") { if (busy && !running) busy = false; say(event.message, true); lock(); }
+      again.hidden = true;
+      listen(true);
+      if (event.type === "saved" || event.type === "done" || event.type === "failed" || event.type === "cancelled") clearTimeout(silent);
+      if (event.type === "failed") { fail(event.message, event.anew); anew = Boolean(event.anew); }
       else if (event.type === "saved" && event.file) say("Written: " + event.file + ". It is checked and run like any other.");
       else if (event.type === "saved") {
         var address = URL.createObjectURL(new Blob([event.text], { type: "application/yaml" }));
@@ -735,11 +782,12 @@
         setTimeout(function () { URL.revokeObjectURL(address); }, 10000);
         say("Saved as " + event.name + (event.picture ? "; put the picture beside it, at " + event.picture + "." : "."));
         el.dispatchEvent(new CustomEvent("vsp:saved", { detail: event, bubbles: true }));
-      } else if (event.type === "done" && uploading) { uploading = false; busy = false; say("The question is now about your picture."); lock(); }
+      } else if (event.type === "cancelled" && uploading) { busy = uploading = false; say("Cancelled."); lock(); }
+      else if (event.type === "done" && uploading) { uploading = false; busy = false; say("The question is now about your picture."); lock(); }
     }
     var uploading = false;
     function sendPicture() {
-      var file = upload.files && upload.files[0];
+      var file = upload.files && upload.files[0], called = file ? file.name.slice(0, 200) : "";
       upload.value = "";
       if (!file || busy) return;
       if (file.size > 8 * 1024 * 1024) return say("The picture is over 8 MiB. Make it smaller.", true);
@@ -751,7 +799,8 @@
         rows = []; showRows();
         say("The picture is looked at …");
         lock();
-        model.send({ type: "picture", seq: seq, name: file.name.slice(0, 200), data: String(reader.result).split(",")[1] || "" });
+        listen(false);
+        model.send({ type: "picture", seq: seq, name: called, data: String(reader.result).split(",")[1] || "" });
       });
       reader.readAsDataURL(file);
     }
@@ -769,14 +818,14 @@
     function restore() {
       var asked = new URLSearchParams(location.hash.slice(1)), state = asked.get("try") && unpackedLink(asked.get("try") || "");
       if (state && typeof state.prompt === "string" && Array.isArray(state.edits)) {
-        set(state.prompt, state.edits.slice(0, 32).filter(function (one) { return one && typeof one === "object"; }), state.mode);
+        set(state.prompt, state.edits.slice(0, 32).filter(/** @param {unknown} one */ function (one) { return one && typeof one === "object"; }), state.mode);
         say("As the link says. Ask, to see the answer.");
       } else if (/^\d{1,8}$/.test(asked.get("latent") || "")) add([Number(asked.get("latent"))]);
       showRows();
     }
-    /** @param {any} event */
+    /** @param {globalThis.Event} event */
     function offeredLatents(event) {
-      var detail = event.detail || {}, found = (detail.latents || []).filter(Number.isInteger);
+      var detail = event instanceof CustomEvent && event.detail || {}, found = (detail.latents || []).filter(Number.isInteger);
       if (found.length) add(found, detail.name ? String(detail.name).slice(0, 60) : undefined);
     }
     function moved() { if (spec && /(^#|&)(try|latent)=/.test(location.hash)) restore(); }
@@ -792,6 +841,7 @@
     take();
     return function () {
       clearTimeout(silent);
+      clearTimeout(slow);
       model.off("msg:custom", hear);
       model.off("change:spec", take);
       model.off("change:state", said);
@@ -800,5 +850,5 @@
     };
   }
 
-  /** @type {any} */ (root).VspPanel = { render: render };
-})(globalThis);
+  root.VspPanel = { render: render };
+})(/** @type {{VspPanel?: object}} */ (globalThis));
