@@ -12,7 +12,11 @@ window.VSP_REFERENCES = function (A, at, masks) {
   var AT = { frequency: 0, patches: 1, mean: 2, overall: 3, max: 4, entropy: 5, mono: 6, unique: 7, labels: 8, histogram: 9, neighbours: 10, references: 11 };
   var REF = { picture: 0, strength: 1, name: 2, label: 3, rows: 4, columns: 5, grid: 6 };
 
-  window.VSP_LATENTS = function (n, rows) {
+  // A picture's label, rows and columns are said once in a file; a reference has their number.
+  window.VSP_LATENTS = function (n, rows, kinds) {
+    rows.forEach(function (row) {
+      if (row) row[AT.references].forEach(function (one) { one.splice.apply(one, [REF.label, 1].concat(kinds[one[REF.label]])); });
+    });
     files[n] = rows;
     (waiting[n] || []).forEach(function (told) { told(true); });
     delete waiting[n];

@@ -112,7 +112,13 @@ def test_a_latents_file_has_all_of_it(large: bool) -> None:
     wide, prefix = (2 if atlas_data.grids_are_short(atlas) else 3), atlas_data.prefix_of(atlas)
     assert wide == (3 if large else 2) and all(name.startswith(prefix) for name in atlas.pictures)
     files, per = atlas_data.latent_files(atlas)
-    rows = [row for name in sorted(files) for row in json.loads(re.search(rb",(\[.*\])\);", files[name])[1])]
+    rows = []
+    for name in sorted(files):
+        _, found, kinds = json.loads(
+            f"[{files[name].decode().removeprefix('VSP_LATENTS(').removesuffix(');' + chr(10))}]"
+        )
+        assert len({*map(tuple, kinds)}) == len(kinds)
+        rows += [row and [*row[:-1], [[*one[:3], *kinds[one[3]], one[4]] for one in row[-1]]] for row in found]
     assert len(rows) == 200 and all(len(rows[at : at + per]) for at in range(0, 200, per))
     for n, row in enumerate(rows):
         facts = atlas.facts(n)

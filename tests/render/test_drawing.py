@@ -107,6 +107,13 @@ def test_counted_ids_are_counted_anew() -> None:
     assert one == two and one.count("gradient_0") == 2
 
 
+def test_places_are_written_to_a_hundredth_of_a_pixel_and_what_is_said_as_it_is() -> None:
+    drawn = finished_svg(
+        '<svg a="b"><path d="M0.123456,-7.5L12,1.1999" opacity="0.123456"/><text>0.123456</text></svg>'
+    )
+    assert 'd="M0.12,-7.5L12,1.20"' in drawn and 'opacity="0.123456"' in drawn and ">0.123456<" in drawn
+
+
 def test_the_heatmap_is_in_the_order_of_its_clusters() -> None:
     tables = figures.heatmap_tables(full())
     places = [column["x"] for column in tables["columns"]]

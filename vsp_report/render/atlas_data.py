@@ -150,8 +150,16 @@ def latent_files(atlas: Atlas) -> tuple[dict[str, bytes], int]:
         per *= 2
     files = {}
     for n, at in enumerate(range(0, len(facts), per)):
-        files[f"latents/{n:03}.js"] = f"VSP_LATENTS({n},{script_json(facts[at : at + per])});\n".encode()
+        kinds: dict[tuple, int] = {}
+        rows = [fact and [*fact[:-1], [_of_kind(one, kinds) for one in fact[-1]]] for fact in facts[at : at + per]]
+        files[f"latents/{n:03}.js"] = f"VSP_LATENTS({n},{script_json(rows)},{script_json(list(kinds))});\n".encode()
     return files, per
+
+
+def _of_kind(reference: list[Any], kinds: dict[tuple, int]) -> list[Any]:
+    """A picture's label and size are said once in a file, and then by number; references.js puts them back."""
+    picture, strength, name, *kind, grid = reference
+    return [picture, strength, name, kinds.setdefault(tuple(kind), len(kinds)), grid]
 
 
 def _facts(atlas: Atlas) -> Iterator[Any]:
