@@ -408,10 +408,14 @@ def test_what_figures_depend_on_changes_the_run_key() -> None:
     asked = full().asked()
     key = recording.run_key(asked, **CONTEXT)
     assert len(key) == 64 and key == recording.run_key(replace(asked, id="another"), **CONTEXT)
-    assert key == recording.run_key(replace(asked, title="x", tags=(), expect=case.Expectation()), **CONTEXT)
+    repeat = asked.expect.repeat  # what is run, and not only what is held against it
+    assert key == recording.run_key(
+        replace(asked, title="x", tags=(), expect=case.Expectation(repeat=repeat)), **CONTEXT
+    )
     others = [recording.run_key(asked, **CONTEXT | {name: {} if name == "versions" else "x"}) for name in CONTEXT]
     others += [recording.run_key(replace(asked, **change), **CONTEXT) for change in (
-        {"prompt": "x"}, {"seed": 1}, {"steer": ()}, {"system": "x"}, {"heatmap": case.Heatmap(top=5)})]  # fmt: skip
+        {"prompt": "x"}, {"seed": 1}, {"steer": ()}, {"system": "x"}, {"heatmap": case.Heatmap(top=5)},
+        {"expect": case.Expectation(repeat=case.Repeat(seeds=(7, 8)))})]  # fmt: skip
     assert len({key, *others}) == 1 + len(others)
 
 

@@ -26,6 +26,8 @@ def learner(k: int, *, dead: int = 0, **options) -> tuple[Learner, torch.Tensor]
     g = torch.Generator().manual_seed(1)
     x_BD = torch.randn(64, D, generator=g) / D**0.5
     weights = learning.first_weights(x_BD, 48, k, g)
+    if not k:  # first biases put one row of each latent on the edge of relu, where rounding decides
+        weights = weights._replace(b_enc_L=weights.b_enc_L + 1e-3)
     weights = Weights(*(tensor.requires_grad_() for tensor in weights))
     found = Learner(weights, torch.float32, k=k, l1=0.1, **options)
     found.silent_L[:dead] = DEAD_AFTER + 1
