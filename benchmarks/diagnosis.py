@@ -14,8 +14,8 @@ A planted scene that the model answers rightly is no failure, and one that it an
 failure than the planted one; both are counted apart, and further seeds are drawn, up to three times as many as asked
 for. Behind a curtain any answer but the right one will do: a user writes down what the model said.
 
-Seeds below 10,000 are those that the rule was made on. The default, from 60,000 on, was not looked at before; an earlier
-rule was measured on 50,000 and on, and what it missed there was the reason to look again.
+Seeds below 10,000 are those that the rule was made on. The default, from 60,000 on, was not looked at before. An
+earlier rule was measured from 50,000 on, and what it missed there was the reason to look again.
 """
 
 from __future__ import annotations
@@ -171,6 +171,7 @@ def show(text: str) -> None:
 def summary(found: list[Found]) -> dict:
     judged = [one for one in found if one.mode]
     failing = [one for one in judged if one.row in (*FAILURES, "cue-missing")]
+    planted = [one for one in failing if one.row in FAILURES]
     told = [one for one in failing if one.mode != "undetermined"]
     nothing = [one for one in judged if one.row == "none"]
     claimed = [one for one in nothing if one.mode not in ("none", "undetermined")]
@@ -186,6 +187,8 @@ def summary(found: list[Found]) -> dict:
     return {
         "right_among_diagnosed": right(told),
         "undetermined": share(len(failing) - len(told), failing),
+        "undetermined_of_planted_failures": share(
+            sum(one.mode == "undetermined" for one in planted), planted),
         "false_claims_on_nothing_wrong": share(len(claimed), nothing),
         "cues_claimed_where_answers_are_exchanged": share(
             sum(one.mode in FAILURES for one in exchanged), exchanged),

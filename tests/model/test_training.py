@@ -75,6 +75,17 @@ def test_a_budget_per_batch_keeps_its_largest_and_every_prefix_explains_alone(pr
     torch.testing.assert_close(ours.threshold, h_BL[h_BL > 0].min().detach())
 
 
+@pytest.mark.parametrize("louder", [0.01, 1.0, 100.0])
+def test_a_batchs_largest_are_found_whatever_the_rows_say_that_suggest_a_bound(louder):
+    found, x_BD = learner(5, over_batch=True)
+    x_BD[:: learning.SOME_ROWS] *= louder
+    values_E, latents_E, rows_E = found._selected(x_BD)
+    pre_BL = (x_BD @ found.weights.encoder_LD.T + found.weights.b_enc_L).detach()
+    largest = pre_BL.flatten().topk(5 * len(x_BD)).indices.sort().values
+    assert torch.equal(rows_E * 48 + latents_E, largest)
+    torch.testing.assert_close(values_E.detach(), pre_BL.flatten()[largest].relu())
+
+
 def test_the_threshold_is_remembered_over_batches():
     ours, x_BD = learner(5, over_batch=True)
     ours.learn(x_BD)

@@ -34,7 +34,7 @@ AUX_ROWS = 1024  # AuxK sees this many rows of a step: its gradient needs no mor
 DEAD_AFTER = 50_000  # rows without firing; far below the usual 10 million, as whole runs here see fewer
 BLOCK = 256  # rows of a dense (B, L) on a CPU at a time: they stay in its cache; bfloat16 counts to 256
 FIRST_L0 = 64  # latents that a ReLU row starts with
-CANDIDATES = 4  # a row can take so many times k of a batch's budget before the batch is sorted as a whole
+SOME_ROWS, SPARE = 16, 1.25  # every so many rows tell what a batch lets through; so many times too much is looked at
 REMEMBERED = 0.99  # of the threshold, from step to step
 
 
@@ -131,15 +131,14 @@ class Learner:
             top = pre_BL.topk(self.k, dim=-1, sorted=False)
             rows_E = torch.arange(B, device=pre_BL.device).repeat_interleave(self.k)
             return Active(top.values.flatten().float().relu_(), top.indices.flatten(), rows_E)
-        budget, width = B * self.k, min(L, CANDIDATES * self.k)
-        top = pre_BL.topk(width, dim=-1, sorted=False)
-        chosen = top.values.flatten().topk(budget, sorted=False).indices.sort().values
-        if width < L and int((chosen // width).bincount(minlength=B).max()) == width:
-            # a row that took all its candidates may have deserved more
-            chosen = pre_BL.flatten().topk(budget, sorted=False).indices.sort().values
-            return Active(pre_BL.flatten()[chosen].float().relu_(), chosen % L, chosen // L)
-        values_E = top.values.flatten()[chosen].float().relu_()
-        return Active(values_E, top.indices.reshape(-1)[chosen], chosen // width)
+        # What could be among the largest is found by a bound that some rows suggest; a bound that was too high is seen.
+        budget, flat_N, some_N = B * self.k, pre_BL.flatten(), pre_BL[::SOME_ROWS].flatten()
+        enough = min(len(some_N), int(SPARE * budget * len(some_N) / len(flat_N)) + 1)
+        places_M = (flat_N >= some_N.topk(enough, sorted=False).values.min()).nonzero()[:, 0]
+        if len(places_M) < budget:
+            places_M = torch.arange(len(flat_N), device=flat_N.device)
+        chosen_E = places_M[flat_N[places_M].topk(budget, sorted=False).indices].sort().values
+        return Active(flat_N[chosen_E].float().relu_(), chosen_E % L, chosen_E // L)
 
     def _remember(self, values_E: torch.Tensor) -> None:
         on_E = values_E[values_E > 0]
