@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +157,35 @@ def test_the_atlas_of_other_weights_is_not_found(saved: Path) -> None:
     assert rooms.find_atlas(parent, model_sha="m", sae_sha="other") is None
     assert rooms.find_atlas(parent, model_sha="m", sae_sha="s", tap="vision.2") is None
     assert rooms.find_atlas(parent / "nowhere", model_sha="m", sae_sha="s") is None
+
+
+def test_the_atlas_of_a_model_with_the_same_tower_is_found(saved: Path) -> None:
+    parent, sought = saved.parent, {"model_sha": "another", "sae_sha": "s", "tap": "vision.3"}
+    assert rooms.find_atlas(parent, **sought, states_sha="t") is None  # it was made before there was such a hash
+    written = json.loads((saved / "atlas.json").read_text())
+    written["provenance"]["states_sha"] = "t"
+    (saved / "atlas.json").write_text(json.dumps(written))
+    assert rooms.load_atlas(saved).provenance.states_sha == "t"
+    assert rooms.find_atlas(parent, **sought, states_sha="t") == saved
+    assert rooms.find_atlas(parent, **sought, states_sha="u") is None and rooms.find_atlas(parent, **sought) is None
+    assert rooms.find_atlas(parent, **sought | {"tap": "vision.2"}, states_sha="t") is None
+    assert rooms.find_atlas(parent, **sought | {"sae_sha": "r"}, states_sha="t") is None
+    # The same model has the same states, also where one of the two was made before.
+    assert rooms.find_atlas(parent, **sought | {"model_sha": "m"}) == saved
+    # Beside it one that was made with this very model: that goes first, whatever it is called.
+    written["provenance"]["model_sha"] = "another"
+    shutil.copytree(saved, parent / "zz-own")
+    (parent / "zz-own" / "atlas.json").write_text(json.dumps(written))
+    assert rooms.find_atlas(parent, **sought, states_sha="t") == parent / "zz-own"
+    assert rooms.find_atlas(parent, **sought | {"model_sha": "m"}, states_sha="t") == saved
+
+
+def test_what_a_run_depends_on_are_the_atlases_of_its_autoencoder(saved: Path) -> None:
+    """Which model shares a tower with which is not known before a run: each atlas of the SAE counts."""
+    parent = saved.parent
+    found = rooms.shelf_sha(parent, sae=("any name", "s"))
+    assert found and found == rooms.shelf_sha(parent, sae=(rooms.load_atlas(saved).provenance.sae, ""))
+    assert rooms.shelf_sha(parent, sae=("any name", "r")) == rooms.shelf_sha(parent, sae=("", "")) == ""
 
 
 @pytest.mark.parametrize(

@@ -335,6 +335,10 @@ def test_a_shelf_knows_atlases_by_their_hashes(evidence: Path) -> None:
     assert shelf.place(model, sae, "vision.3").slug == shelf.place(model, sae).slug == MAIN
     assert shelf.place(model, "another", "vision.3") is None and shelf.place(model, sae, "vision.2") is None
     assert shelf.place("", "") is None and shelf.place("another", sae, "vision.3") is None
+    assert shelf.place("another", sae, "vision.3", "states") is None
+    knowing = Shelf(tuple(one._replace(states_sha="states") for one in shelf.places))
+    assert knowing.place("another", sae, "vision.3", "states").slug == MAIN
+    assert knowing.place(model, sae, "vision.3").slug == MAIN and knowing.place("another", sae, "vision.3", "") is None
     # Of the same autoencoder, whatever the model.
     assert shelf.alike(sae, "vision.3").slug == MAIN and shelf.alike(sae, "vision.2") is None
     assert shelf.alike("") is None and Shelf.of(evidence / "nowhere").places == ()

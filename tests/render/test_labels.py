@@ -121,7 +121,33 @@ def test_the_atlas_of_another_model_names_nothing_and_the_page_says_why(built: P
     page = (built / "cases" / "other-model" / "index.html").read_text()
     assert f'<a href="../../atlas/{SLUG}/index.html">an atlas of the same autoencoder</a>' in page
     assert data(page)["atlas"] == "" and data(page)["labellings"] == [] and 'class="score"' not in page
-    assert "how good they are is unknown" in page
+    assert "how good they are is unknown" in page and "was not recorded whether the layers below" in page
+
+
+def test_a_model_that_shares_the_tower_has_the_atlases_labels(evidence: Path, tmp_path: Path) -> None:
+    shutil.copytree(evidence, tmp_path / "site")
+    here = tmp_path / "site"
+    written = json.loads((here / "atlas" / SLUG / "atlas.json").read_text())
+    written["provenance"]["states_sha"] = "5" * 64
+    (here / "atlas" / SLUG / "atlas.json").write_text(json.dumps(written))
+    place = here / "recordings" / "other-model"
+    recording = load_recording(place)
+    files = {name: (place / name).read_bytes() for name in (recording.image.file, "notebook.ipynb")
+             if (place / name).is_file()}  # fmt: skip
+    for states, shares in (("5" * 64, True), ("6" * 64, False)):
+        save_recording(place, replace(recording, provenance=replace(recording.provenance, states_sha=states)), files)
+        assert not site.build(here / "recordings", here).faults
+        page = (here / "cases" / "other-model" / "index.html").read_text()
+        assert ("All latents, in the atlas" in page) is shares is ("surveyed with sketchworld, which reads" in page)
+        assert (data(page)["atlas"] != "") is shares is ('class="score"' in page)
+        assert ("the two models are not the same" in page) is not shares
+        # And the atlas tells in which cases its latents matter.
+        told = (here / "atlas" / SLUG / "index.html").read_text() + "".join(
+            file.read_text() for file in (here / "atlas" / SLUG).glob("*.js"))  # fmt: skip
+        assert ('"other-model"' in told) is shares
+        if shares:
+            alone = export.export_case("other-model", here / "recordings").html.decode()
+            assert "The atlas of its labels was surveyed with sketchworld" in alone
 
 
 def test_what_stands_alone_has_its_labels(evidence: Path, built: Path) -> None:

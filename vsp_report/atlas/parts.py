@@ -57,6 +57,9 @@ class Provenance:
     broken: tuple[str, ...] = ()
     """pictures that could not be read, each with the fault; the first thousand"""
     n_broken: int = 0
+    states_sha: str = ""
+    """of what the states at the tap depend on, as in a recording; empty in an atlas from before there was such a
+    hash: then the model's decides"""
 
 
 @dataclass(frozen=True)

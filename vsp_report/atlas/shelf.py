@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,26 +27,34 @@ def _short(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.")[:60]
 
 
-def find_atlas(parent: str | Path, *, model_sha: str, sae_sha: str, tap: str = "") -> Path | None:
-    """The folder of the atlas that was made with this model and this SAE, by their hashes; None if there is none.
+def same_latents(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two makings (of atlases, of recordings) saw the same latents: the same SAE at the same tap, on the same
+    states. The same model gives the same states; so does another one with the same tower below the tap, where both
+    know the hash of what their states depend on. A tap that one does not tell is left out.
 
-    Another model or SAE of the same name has other latents: its atlas says nothing of these.
+    Another model or SAE of the same name has other latents: an atlas of one says nothing of the other's.
     """
-    for folder, made in _shelved(parent):
-        fits = made.get("model_sha") == model_sha and made.get("sae_sha") == sae_sha
-        if fits and (not tap or made.get("tap") == tap) and model_sha and sae_sha:
-            return folder
-    return None
+    same = {key for key in ("model_sha", "states_sha", "sae_sha", "tap") if one.get(key) and one[key] == other.get(key)}
+    at = "tap" in same or not (one.get("tap") and other.get("tap"))
+    return "sae_sha" in same and at and ("model_sha" in same or "states_sha" in same)
 
 
-def shelf_sha(parent: str | Path, *, model: tuple[str, str], sae: tuple[str, str]) -> str:
-    """Of the atlases that may belong to a model and an SAE, each told by name and hash; empty if there is none.
+def find_atlas(parent: str | Path, *, model_sha: str, sae_sha: str, tap: str = "", states_sha: str = "") -> Path | None:
+    """The folder of the atlas that has these latents, by hashes; None if there is none. Where several have, one that
+    was made with the same model goes first."""
+    sought = {"model_sha": model_sha, "states_sha": states_sha, "sae_sha": sae_sha, "tap": tap}
+    fits = [(folder, made) for folder, made in _shelved(parent) if same_latents(made, sought)]
+    return min(fits, key=lambda fit: fit[1].get("model_sha") != model_sha, default=(None,))[0]
 
-    Before a run it is not always known what a name stands for: an atlas too many does no harm here.
+
+def shelf_sha(parent: str | Path, *, sae: tuple[str, str]) -> str:
+    """Of the atlases that may have the latents of an SAE, which is told by name and hash; empty if there is none.
+
+    Before a run it is neither known what a name stands for nor what a model shares with another: an atlas too many
+    does no harm here.
     """
     fits = [atlas_sha(folder) for folder, made in _shelved(parent)
-            if {made.get("model"), made.get("model_sha")} & {*model} - {""}
-            and {made.get("sae"), made.get("sae_sha")} & {*sae} - {""}]  # fmt: skip
+            if {made.get("sae"), made.get("sae_sha")} & {*sae} - {""}]  # fmt: skip
     return sha_of(fits) if fits else ""
 
 

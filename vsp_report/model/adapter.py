@@ -61,9 +61,12 @@ class Family:
 
     # -- where things are ---------------------------------------------------------------------------
 
-    def vision_layers(self, model: nn.Module) -> list[nn.Module]:
+    def vision_tower(self, model: nn.Module) -> nn.Module:
         tower = model.get_encoder(modality="image")
-        tower = getattr(tower, "vision_model", tower)  # a level that transformers had before 5.23
+        return getattr(tower, "vision_model", tower)  # a level that transformers had before 5.23
+
+    def vision_layers(self, model: nn.Module) -> list[nn.Module]:
+        tower = self.vision_tower(model)
         return [layer for path in self.layer_lists for layer in tower.get_submodule(path)]
 
     def connector(self, model: nn.Module) -> nn.Module:

@@ -47,9 +47,8 @@ class _Tower(Family):
 
     title = "CLIP"
 
-    def vision_layers(self, model: nn.Module) -> list[nn.Module]:
-        tower = model.vision_model
-        return list(getattr(tower, "vision_model", tower).encoder.layers)
+    def vision_tower(self, model: nn.Module) -> nn.Module:
+        return getattr(model.vision_model, "vision_model", model.vision_model)
 
     def layouts(self, batch: Batch) -> list[grids.Layout]:
         cut = [single_tile(batch, size) for size in batch.sizes]

@@ -70,6 +70,9 @@ class Provenance:
     seconds: float = 0.0
     created: str = ""
     """UTC: 2030-01-31T12:00:00Z"""
+    states_sha: str = ""
+    """of what the states at the tap depend on: at vision.N the tower up to there and what its processor makes of a
+    picture, elsewhere the whole model; empty in a recording from before there was such a hash"""
 
 
 VARYING = ("seconds", "created", "device_name")

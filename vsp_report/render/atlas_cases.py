@@ -1,7 +1,7 @@
 """Atlas cases: where recordings and atlases meet. In which cases a latent matters, and which atlas a case's are in.
 
-An atlas speaks of the latents of one SAE on one model. Both are known by their hashes: another one of the same name
-has other latents.
+An atlas speaks of the latents of one SAE on the states of one tap. Both are known by their hashes: another model or SAE
+of the same name has other latents, and a model that shares the tower below the tap has the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vsp_report.atlas import ATLAS, atlas_sha, atlases_in
+from vsp_report.atlas import ATLAS, atlas_sha, atlases_in, same_latents
 from vsp_report.recording import Recording
 from vsp_report.render.findings import counted, number
 
@@ -29,6 +29,7 @@ class Place(NamedTuple):
     sae_sha: str
     tap: str
     model: str = ""
+    states_sha: str = ""
 
     @property
     def slug(self) -> str:
@@ -48,20 +49,21 @@ class Shelf:
             try:
                 made = json.loads((folder / ATLAS).read_text(encoding="utf-8"))["provenance"]
                 found.append(Place(folder, atlas_sha(folder), made["model_sha"], made["sae_sha"], made["tap"],
-                                   made["model"]))  # fmt: skip
+                                   made["model"], made.get("states_sha", "")))  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError):
                 # Loading it says what is wrong with it.
                 found.append(Place(folder, "", "", "", ""))
         return cls(tuple(found))
 
-    def place(self, model_sha: str, sae_sha: str, tap: str = "") -> Place | None:
-        """The atlas that has these latents."""
-        fits = (one for one in self._of(sae_sha, tap) if one.model_sha == model_sha)
-        return next(fits, None) if model_sha else None
+    def place(self, model_sha: str, sae_sha: str, tap: str = "", states_sha: str = "") -> Place | None:
+        """The atlas that has these latents, made with the same model if there is one."""
+        sought = {"model_sha": model_sha, "states_sha": states_sha, "sae_sha": sae_sha, "tap": tap}
+        fits = [one for one in self.places if same_latents(one._asdict(), sought)]
+        return min(fits, key=lambda one: one.model_sha != model_sha, default=None)
 
     def alike(self, sae_sha: str, tap: str = "") -> Place | None:
         """An atlas of the same SAE, whatever the model. It need not hold for another one: the SAE reads that model's
-        states, and a hash of a whole model does not say whether the part below the tap is the same."""
+        states, which are other ones or, in what was made before their hash was kept, not known to be the same."""
         return next(self._of(sae_sha, tap), None)
 
     def _of(self, sae_sha: str, tap: str) -> Iterator[Place]:
@@ -118,6 +120,7 @@ def matters(recording: Recording) -> dict[str, Any]:
         "id": recording.id,
         "title": recording.case["title"],
         "model_sha": made.model_sha,
+        "states_sha": made.states_sha,
         "sae_sha": made.sae_sha,
         "tap": made.tap,
         "latents": [list(one) for one in sorted(found.values(), key=lambda one: (one.rank, one.latent))],
@@ -126,8 +129,7 @@ def matters(recording: Recording) -> dict[str, Any]:
 
 def cases_of(place: Place, told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cases that say something of latents of this atlas."""
-    return [one for one in told if one["latents"] and place.model_sha and one["model_sha"] == place.model_sha
-            and one["sae_sha"] == place.sae_sha and one["tap"] in ("", place.tap)]  # fmt: skip
+    return [one for one in told if one["latents"] and same_latents(place._asdict(), one)]
 
 
 def by_latent(cases: list[dict[str, Any]]) -> dict[str, Any]:

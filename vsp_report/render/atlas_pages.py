@@ -274,14 +274,15 @@ def _clusters(atlas: Atlas) -> tuple[ClusterLine, ...]:
 
 def _provenance(atlas: Atlas) -> tuple[tuple[str, str], ...]:
     made = atlas.provenance
-    hashes = {"model": made.model_sha, "SAE": made.sae_sha, "pictures": made.images_sha, "package": made.package_sha}
+    hashes = {"model": made.model_sha, "states": made.states_sha, "SAE": made.sae_sha, "pictures": made.images_sha,
+              "package": made.package_sha}  # fmt: skip
     facts = [
         ("model", made.model), ("SAE", made.sae), ("tap", made.tap), ("architecture", made.architecture),
         ("pictures", f"{made.n_images:,} of {made.images}".replace(",", " ")),
         ("patches", f"{made.n_patches:,}".replace(",", " ")), ("map", atlas.mapped),
         ("device", made.device_class), ("numbers", made.dtype), ("seed", str(made.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(made.versions.items()))),
-        *((f"SHA-256, {name}", value) for name, value in hashes.items()),
+        *((f"SHA-256, {name}", value) for name, value in hashes.items() if value),
     ]  # fmt: skip
     return tuple((name, value) for name, value in facts if value)
 

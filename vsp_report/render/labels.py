@@ -71,6 +71,10 @@ class Known:
     other: str = ""
     """where it has none: the address of an atlas of the same SAE, surveyed with another model"""
     other_model: str = ""
+    other_states: bool = False
+    """it is known that the SAE reads other states there"""
+    shared_with: str = ""
+    """the model that the atlas was surveyed with, where it is another one that shares the states at the tap"""
 
 
 NOTHING = Known()
@@ -93,9 +97,9 @@ def is_poor(score: float | None, least: float | None) -> bool:
     return least is not None and (score or 0) < least
 
 
-def known_of(kept: Mapping[str, Any], address: str) -> Known:
+def known_of(kept: Mapping[str, Any], address: str, shared_with: str = "") -> Known:
     labels = {int(latent): Labelled(*one) for latent, one in kept["labels"].items()}
-    return Known(address, labels, tuple(Made(*one) for one in kept["made"]))
+    return Known(address, labels, tuple(Made(*one) for one in kept["made"]), shared_with=shared_with)
 
 
 def relabelled(recording: Recording, known: Known) -> Recording:

@@ -288,7 +288,8 @@ def _repeats(recording: Recording) -> Table:
 def _provenance(recording: Recording) -> tuple[tuple[str, str], ...]:
     made = recording.provenance
     hashes = {"run": made.run_key, "case": made.case_sha, "picture": made.image_sha, "model": made.model_sha,
-              "SAE": made.sae_sha, "notebook": made.notebook_sha, "package": made.package_sha}  # fmt: skip
+              "states": made.states_sha, "SAE": made.sae_sha, "notebook": made.notebook_sha,
+              "package": made.package_sha}  # fmt: skip
     facts = [
         ("model", made.model),
         ("SAE", made.sae),

@@ -290,18 +290,20 @@ class _Builder:
 
     def _known(self, one: dict[str, Any], shelf: atlas_cases.Shelf) -> labels.Known:
         """What the atlases know of the latents of a case."""
-        place, at = shelf.place(one["model_sha"], one["sae_sha"], one["tap"]), atlas_cases.address
+        place, at = shelf.place(one["model_sha"], one["sae_sha"], one["tap"], one["states_sha"]), atlas_cases.address
         if place is None:
             other = shelf.alike(one["sae_sha"], one["tap"])
             return labels.Known(other="" if other is None or self.only else at(other),
-                                other_model=other.model if other else "")  # fmt: skip
+                                other_model=other.model if other else "",
+                                other_states=bool(other and other.states_sha and one["states_sha"]))  # fmt: skip
         latents = [latent for latent, *_ in one["latents"]]
         part, key = f"labels/{one['id']}", sha_of([place.sha, latents, self.package_sha])
         if self.force or not self.ledger.fresh(part, key):
             self.ledger.write(part, key, {}, self.atlases.labels(place, latents))
         else:
             self.ledger.keep(part)
-        return labels.known_of(self.ledger.new[part].kept, "" if self.only else at(place))
+        shared = "" if place.model_sha == one["model_sha"] else place.model
+        return labels.known_of(self.ledger.new[part].kept, "" if self.only else at(place), shared)
 
     def _told(self) -> list[dict[str, Any]]:
         """What the atlases are told of each case. A recording that cannot be read says so where it is shown."""

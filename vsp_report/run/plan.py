@@ -128,8 +128,7 @@ def foresee(
         seed=case.seed,
         command=" ".join(["vsp-report run", shown or case.id, "--force", *([f"--device {device}"] if device else [])]),
     )
-    told = {"model": (case.model, known.model_sha), "sae": (case.sae, known.sae_sha)}
-    known_latents = "" if site is None else shelf_sha(site / ATLASES, **told)
+    known_latents = "" if site is None else shelf_sha(site / ATLASES, sae=(case.sae, known.sae_sha))
     key = run_key(
         case,
         image_sha=known.image_sha,

@@ -83,8 +83,8 @@ def _load(inquiry: Inquiry, device: str | None) -> None:
     case = inquiry.case if device is None else replace(inquiry.case, device=device)
     inquiry.seen = load_picture(case)
     inquiry.subject, inquiry.model, inquiry.sae = load_subject(case, inquiry.seen.image)
-    inquiry.atlas = atlas_for(inquiry.folder, model_sha=inquiry.model.sha, sae_sha=inquiry.sae.sha,
-                              tap=inquiry.subject.tap)  # fmt: skip
+    inquiry.atlas = atlas_for(inquiry.folder, model_sha=inquiry.model.sha, states_sha=inquiry.states_sha,
+                              sae_sha=inquiry.sae.sha, tap=inquiry.subject.tap)  # fmt: skip
     if "gpu" in case.needs and inquiry.subject.model.device.type == "cpu":
         raise CaseError(inquiry.place("needs"), "asks for a GPU, and there is none", "Run it where there is one.")
     seed_everything(case.seed)

@@ -28,6 +28,7 @@ from vsp_report.atlas import Atlas
 from vsp_report.case import Case
 from vsp_report.errors import VspError
 from vsp_report.model.attribution import Attribution as Gradients
+from vsp_report.model.depends import states_sha
 from vsp_report.model.devices import Device, device_of
 from vsp_report.recording import (
     SCHEMA,
@@ -92,7 +93,7 @@ class Inquiry:
     model: Loaded | None = None
     sae: Loaded | None = None
     atlas: Atlas | None = None
-    """of this model and this SAE, if the site has one"""
+    """of this SAE on these states, if the site has one"""
     looked: Looked | None = None
     clean: Answered | None = None
     reconstructed: Answered | None = None
@@ -110,6 +111,11 @@ class Inquiry:
     minimal: MinimalSet | None = None
     diagnosis: Diagnosis | None = None
     repeats: tuple[Repeated, ...] = ()
+
+    @property
+    def states_sha(self) -> str:
+        """Of what the states at the tap depend on."""
+        return states_sha(self.subject.asks, self.subject.tap, self.model.sha) if self.subject and self.model else ""
 
     @property
     def ranks(self) -> Rankings:
@@ -279,7 +285,8 @@ def _provenance(inquiry: Inquiry) -> Provenance:
     key = run_key(case, model_id=model.sha or model.name, sae_id=sae.sha or sae.name, **identified)
     return Provenance(
         run_key=key, case_sha=sha_of(case.resolved()), model=model.name, model_sha=model.sha, sae=sae.name,
-        sae_sha=sae.sha, tap=inquiry.subject.tap if inquiry.subject else case.tap or "", **identified,
+        sae_sha=sae.sha, tap=inquiry.subject.tap if inquiry.subject else case.tap or "",
+        states_sha=inquiry.states_sha, **identified,
         device_name=device.name, dtype=device.dtype, seed=case.seed,
         command=f"vsp-report run {case.id}",
         seconds=round(time.monotonic() - inquiry.started, 2),

@@ -1,4 +1,4 @@
-"""Shelved: the atlas that belongs to a case's model and SAE, kept from case to case. None where there is none.
+"""Shelved: the atlas that has the latents of a case's SAE and model, kept from case to case. None where there is none.
 
 It lies in the site that the recording is made for: `atlas/` beside `recordings/`, wherever below it the recording is
 still being written.
@@ -18,10 +18,11 @@ CLIMBED = 4
 """So many folders above a recording may be its site."""
 
 
-def atlas_for(recording: Path, *, model_sha: str, sae_sha: str, tap: str) -> Atlas | None:
+def atlas_for(recording: Path, *, model_sha: str, states_sha: str, sae_sha: str, tap: str) -> Atlas | None:
     for above in list(recording.absolute().parents)[:CLIMBED]:
         if (above / ATLASES).is_dir():
-            folder = find_atlas(above / ATLASES, model_sha=model_sha, sae_sha=sae_sha, tap=tap)
+            sought = {"model_sha": model_sha, "states_sha": states_sha, "sae_sha": sae_sha, "tap": tap}
+            folder = find_atlas(above / ATLASES, **sought)
             if folder is not None:
                 return _kept(folder, atlas_sha(folder))
     return None

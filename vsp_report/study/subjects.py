@@ -82,6 +82,10 @@ class Asking:
     def model(self) -> Any:
         return self.vlm.model
 
+    @property
+    def asks(self) -> Vlm:
+        return self.vlm
+
     @cached_property
     def bench(self) -> Bench | None:
         if self.tap.startswith("text"):
@@ -171,6 +175,10 @@ class Classifying:
     @property
     def model(self) -> Any:
         return self.clip.model
+
+    @property
+    def asks(self) -> clips.Clip:
+        return self.clip
 
     @cached_property
     def bench(self) -> Bench:

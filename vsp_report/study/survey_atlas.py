@@ -330,6 +330,7 @@ def _provenance(plan: Plan, k: int, tally: Tally, sae, broken: Sequence, command
         architecture=kind, images=facts["images"], images_sha=facts["images_sha"], n_images=tally.n_pictures,
         n_patches=tally.n_patches, seed=facts["seed"], package_sha=facts["package_sha"], versions=versions(),
         device_class=facts["device_class"], dtype=facts["dtype"], command=command, broken=told, n_broken=len(broken),
+        states_sha=of["states_sha"],
     )  # fmt: skip
 
 

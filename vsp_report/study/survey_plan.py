@@ -25,6 +25,7 @@ from vsp_report.maths import projection
 from vsp_report.maths.tallies import Frame, unit_for
 from vsp_report.model import feeding
 from vsp_report.model.checkpoints import load_sae
+from vsp_report.model.depends import states_sha
 from vsp_report.model.devices import device_of, without_progress
 from vsp_report.model.feeding import Feeder
 from vsp_report.model.sae import Sae
@@ -119,15 +120,15 @@ def plan(asked: Asked, parent: str | Path, on_look: Callable[[int, int], None] =
     twice = [name for name in asked.saes if asked.saes.count(name) > 1]
     if twice:
         raise InputError("--sae", f"{twice[0]} is given twice", "Give each once.")
-    device = device_of(vlm.model)
+    device, identity = device_of(vlm.model), identity_of(asked.model, vlm.model)
     facts = {
-        "model": vlm.name, "model_sha": identity_of(asked.model, vlm.model), "source": asked.source.plain(),
+        "model": vlm.name, "model_sha": identity, "source": asked.source.plain(),
         "images": asked.source.title, "images_sha": asked.source.identity, "seed": asked.seed,
         "device": asked.device, "device_class": device.kind, "dtype": device.dtype, "asked_dtype": asked.dtype,
         "references": asked.references, "package_sha": package_sha(ROOMS),
         "cell_px": (CELL_PX, SMALLER_PX)[len(asked.source) > MANY],
         "shard": asked.shard or _shard_size(len(asked.source)),
-        "saes": [{"name": name, "sha": identity_of(name), "tap": str(tap)}
+        "saes": [{"name": name, "sha": identity_of(name), "tap": str(tap), "states_sha": states_sha(vlm, tap, identity)}
                  for name, tap in zip(asked.saes, taps, strict=True)],
         "control": asked.control, "memory": asked.memory_bytes or 0,
     }  # fmt: skip
