@@ -89,7 +89,9 @@ SOME, MANY = Reach(-12.5, OTHERS), Reach(-14.5, OTHERS)
 
 
 NEARLY = Reach(-5.5, OTHERS)
+FIRST_OF_NONE = Reach(-4.5, OTHERS)
 ELSEWHERE, BESIDE, TOGETHER = (Apart(overlap, (0.1, 0.3, 0.4)) for overlap in (0.2, 0.35, 0.5))
+SURELY = Apart(0.05, (0.1,) * 19)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,16 @@ ELSEWHERE, BESIDE, TOGETHER = (Apart(overlap, (0.1, 0.3, 0.4)) for overlap in (0
         (NO, YES, NONE, AHEAD, TOGETHER, "undetermined"),
         (NO, YES, ELSE, AHEAD, ELSEWHERE, "undetermined"),
         (YES, None, ITSELF, LEVEL, ELSEWHERE, "undetermined"),
+        (YES, None, ITSELF, LEVEL, SURELY, "hidden-cue"),
+        (NO, YES, ITSELF, SOME, SURELY, "hidden-cue"),
+        (NO, YES, ITSELF, MANY, SURELY, "undetermined"),
+        (NO, NO, ITSELF, LEVEL, SURELY, "undetermined"),
+        (NO, YES, ELSE, LEVEL, SURELY, "undetermined"),
+        (YES, None, ELSE, LEVEL, SURELY, "undetermined"),
+        (NO, NO, ITSELF, FIRST_OF_NONE, TOGETHER, "perception-missing"),
+        (NO, NO, ITSELF, FIRST_OF_NONE, ELSEWHERE, "undetermined"),
+        (NO, NO, ITSELF, AHEAD, TOGETHER, "undetermined"),
+        (YES, None, ITSELF, FIRST_OF_NONE, ELSEWHERE, "hidden-cue"),
         (YES, None, ELSE, MANY, TOGETHER, "perception-missing"),
         (YES, None, ITSELF, SOME, TOGETHER, "undetermined"),
         (YES, None, ITSELF, MANY, ELSEWHERE, "undetermined"),

@@ -55,7 +55,8 @@ WAY = (
          "something else than the wrong answer itself?", "misleading-cue"),
     Step("Does ablating them, or amplifying what speaks for the right answer as well, bring the right one more easily "
          "than any other, do they stand for the wrong answer itself, and does what pulls towards the right one lie "
-         "elsewhere in the picture (where ablation alone is enough: not in the very same patches)?", "hidden-cue"),
+         "elsewhere in the picture (where that is beyond doubt, more easily than most others is enough; and where "
+         "ablation alone is enough, not in the very same patches)?", "hidden-cue"),
 )  # fmt: skip
 """The questions in their order, as `study.diagnose` asks them. The first yes names the mode; without one it is
 undetermined."""

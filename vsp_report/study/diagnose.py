@@ -17,10 +17,12 @@ A search *brings* the right answer if the model says it, if the margin moves fur
 latents (p <= 0.05), and if at most one of 19 searches as hard, in SAEs that were never trained, takes the right answer
 as far against all else (p <= 0.1): a search takes the best of many, and so must its control. The right answer is
 *ahead* if at most one of 19 rivals, the likeliest other things that could be said in its place, can be had as easily by
-amplifying what pulls towards it (p <= 0.1). It is *one of many* if at least half of them can: then it says nothing
-that it can be forced. What the model says of nothing at all, with every latent ablated, is no rival: taking anything
-away leads there. What pulls towards the right answer lies *elsewhere* if it shares fewer patches with the latents that
-speak for the wrong one than matched latents mostly do, and in *the same place* if it shares more than each of 19.
+amplifying what pulls towards it (p <= 0.1), and if it is had: a search has the model say it, or it becomes likelier
+than all else together. Where none arrives, being first says nothing. It is *one of many* if at least half of them can
+be had as easily: then it says nothing that it can be forced. What the model says of nothing at all, with every latent
+ablated, is no rival: taking anything away leads there. What pulls towards the right answer lies *elsewhere* if it
+shares fewer patches with the latents that speak for the wrong one than matched latents mostly do, *surely elsewhere* if
+it shares fewer than each of 19, and in *the same place* if it shares more than each of 19.
 
 The rule:
 
@@ -30,10 +32,11 @@ The rule:
                           words because of these latents that are not the wrong answer's, or none: something else in
                           the picture had spoken for it
     hidden cue            ablation, or ablation with amplification, brings the right answer, which is ahead, and what
-                          pulls towards it lies elsewhere (or, where ablation alone brings it and no rival is had as
-                          easily, not in the same place); and the description has the wrong answer's own words
-                          because of the ablated latents, and no others: two things are seen, and one is spoken of. Or
-                          it has no words because of them, or there is no description, and amplification was needed
+                          pulls towards it lies elsewhere (or it is not one of many, and that lies surely elsewhere; or
+                          ablation alone brings it, no rival is had as easily, and that lies not in the same place);
+                          and the description has the wrong answer's own words because of the ablated latents, and no
+                          others: two things are seen, and one is spoken of. Or it has no words because of them, or
+                          there is no description, and amplification was needed
     perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many. And
                           nothing elsewhere pulls towards it
     undetermined          everything else: neither answer of the contrast is given, tests speak against each other,
@@ -203,7 +206,7 @@ def diagnose(
     ablation = _ablation(seen, search, few)
     words = _stand_for(seen, search, few) if few else None
     both = None if ablation and ablation.brings else _ablate_and_amplify(seen, search, few)
-    reach = _rivals(seen, search, ablation.outcome.edits if ablation else Edits())
+    reach = _rivals(seen, search, ablation.outcome.edits if ablation else Edits(), said=_said(ablation, both))
     apart = _two_places(seen, search, few, both)
     seen.runs = search.runs
     described = few is not None and isinstance(subject, Asking)
@@ -216,15 +219,16 @@ def rule(
 ) -> str:  # fmt: skip
     """The rule for a wrong answer that no rephrasing corrects. `described`: whether there are latents and a model that
     describes, so that words should have been found."""
-    ahead = reach is not None and reach.p <= SEARCHED
+    said = _said(ablation, both)
+    ahead = reach is not None and _ahead(reach, said)
     elsewhere = apart is not None and apart.p <= MOSTLY
-    said = any(one is not None and one.right for one in (ablation, both))
     by_ablation = ablation is not None and ablation.brings
     by_both = both is not None and both.brings
     by_itself = by_ablation and reach is not None and reach.p <= LEVEL and apart is not None and apart.p <= 1 - LEVEL
     if reach is not None and not ahead and not elsewhere and (not said or reach.p > MOSTLY):
         return "perception-missing"
-    shown = ahead and (elsewhere or by_itself)
+    far_off = reach is not None and reach.p <= MOSTLY and apart is not None and apart.p <= LEVEL
+    shown = (ahead and (elsewhere or by_itself)) or far_off
     if words is None:
         return "hidden-cue" if by_both and shown and not described else "undetermined"
     if words.itself:
@@ -232,6 +236,14 @@ def rule(
     if by_ablation:
         return "misleading-cue" if ahead or reach is None else "undetermined"
     return "hidden-cue" if by_both and shown and not words.words else "undetermined"
+
+
+def _said(*trials: Trial | None) -> bool:
+    return any(one is not None and one.right for one in trials)
+
+
+def _ahead(reach: Reach, said: bool) -> bool:
+    return reach.p <= SEARCHED and (said or reach.right > 0)
 
 
 def _rephrasing(seen: Examination, one: Rephrased) -> bool:
@@ -318,15 +330,17 @@ def _stand_for(seen: Examination, search: Search, few: Edits) -> Carried | None:
     return words
 
 
-def _rivals(seen: Examination, search: Search, edits: Edits) -> Reach | None:
+def _rivals(seen: Examination, search: Search, edits: Edits, *, said: bool) -> Reach | None:
     reach = search.reach(edits)
     if reach is None:
         seen.note("rivals", "there are none to compare with", None)
         return None
     (first, odds), among = reach.rivals[0], _counted(len(reach.rivals), "rival")
     had = f"the right answer can be had to log-odds {reach.right:.1f}, “{first}” to {odds:.1f}"
-    finding = f"{had}; {reach.easier or 'none'} of {among} as easily"
-    seen.note("rivals", finding, reach.p <= SEARCHED, None, reach.p)
+    ahead = _ahead(reach, said)
+    never = "" if ahead or reach.p > SEARCHED else "; it is said after no search, and never likelier than all else"
+    finding = f"{had}; {reach.easier or 'none'} of {among} as easily{never}"
+    seen.note("rivals", finding, ahead, None, reach.p)
     return reach
 
 
