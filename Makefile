@@ -30,7 +30,7 @@ lint: $(STAMP)
 # The scripts are published as they are written; TypeScript only reads what their comments say of types.
 types:
 	npx --yes --package typescript@7.0.2 tsc --allowJs --checkJs --noEmit --strict --target es2022 \
-	  --lib es2022,dom,dom.iterable --types "" templates/static/panel.js templates/static/live.js
+	  --lib es2022,dom,dom.iterable --types "" templates/static/panel.js templates/static/live.js templates/static/atlas-steer.js
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -12,7 +12,8 @@ from vsp_report.errors import InputError
 
 def add(rooms: Any) -> None:
     live = command(rooms, "live", "open the site beside a running kernel, and steer by hand", _live)
-    live.add_argument("case", nargs="?", default="", metavar="CASE", help="the case to open (default: the index)")
+    live.add_argument("case", nargs="?", default="", metavar="CASE",
+                      help="the case to open (default: the index); behind a #, the state of its panel")  # fmt: skip
     live.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="the site (default: %(default)s)")
     live.add_argument(
         "--cases", type=Path, default=Path("cases"), metavar="DIR",
@@ -27,13 +28,17 @@ def _live(args: argparse.Namespace) -> int:
     from vsp_report.case.files import is_id
     from vsp_report.live import server
 
-    if args.case and not is_id(args.case):
+    case, _, state = args.case.partition("#")
+    if args.case and not is_id(case):
         raise InputError("CASE", f"{args.case[:80]!r} is no name of a case", "Give its name, as in its address.")
+    if state and not server.is_state(state):
+        raise InputError("CASE", f"has a state that no panel writes: {state[:80]!r}", "Copy it again from the panel.")
     server.serve(
         server.Wanted(
             args.out,
             args.cases,
-            args.case,
+            case,
+            state,
             args.port,
             not args.no_browser,
             None if args.device == "auto" else args.device,

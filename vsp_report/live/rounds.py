@@ -12,6 +12,7 @@ Axes: T tokens, P patches, L latents, V vocabulary.
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -88,6 +89,7 @@ class Sitting:
             "live": True,
             "d_sae": int(self.inquiry.looked.latents_PL.shape[1]),
             "active": len(self.active),
+            "active_bits": _bits(self.inquiry.ranks.mass_L > 0),
             "steerings": self._steerings(),
             "can": {"prompt": asking, "edit": True, "look": asking, "controls": True, "save": saves, "upload": True},
             "looked": self._looked_clean(),
@@ -232,6 +234,11 @@ def _acquaint(inquiry: Inquiry) -> None:
         with suppress(SteeringError):  # at some taps there is none
             inquiry.gradients = inquiry.subject.attribution()
             inquiry.effects_L = inquiry.gradients.effects().double().cpu().numpy()
+
+
+def _bits(yes_L: np.ndarray) -> str:
+    """One bit for each latent, the first of a byte in its lowest place."""
+    return base64.b64encode(np.packbits(yes_L, bitorder="little").tobytes()).decode()
 
 
 def _boxes(steering: Steering) -> list[tuple]:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from vsp_report.errors import InputError, MissingExtra
 
@@ -31,6 +32,7 @@ MOST_MESSAGE = 12 << 20
 """Bytes of one message from a page: a picture, and what goes with it."""
 _LONGEST_FOLDER = 50
 """The address of a socket has at most 107 bytes; this leaves room for the names below it."""
+_STATE = re.compile(r"[A-Za-z0-9._=&,-]{1,30000}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Wanted:
     cases: Path
     case: str = ""
     """the page to open; the index without"""
+    state: str = ""
+    """of its panel, as a link of the panel has it behind the sign"""
     port: int = 0
     browser: bool = True
     device: str | None = None
@@ -55,11 +59,12 @@ def serve(wanted: Wanted) -> None:
         if not (wanted.site / to.removeprefix("/report/")).is_file():
             remedy = f"`vsp-report run {wanted.case}` and `vsp-report build` make it."
             raise InputError(wanted.case, f"has no page in {wanted.site}", remedy)
+        to += f"#{wanted.state}" if wanted.state else ""
     with _private_folder() as folder, _own_jupyter(folder):
         token = secrets.token_urlsafe(32)
         port = _port(wanted.port)
         app = _started(extension, wanted, folder, token, port)
-        address = f"http://{HOST}:{port}/enter?token={token}&to={to}"
+        address = f"http://{HOST}:{port}/enter?token={token}&to={quote(to, safe='/')}"
         file = _door(folder, address)
         app.io_loop.add_callback(_say, wanted, address, file)
         _run(app)
@@ -121,6 +126,11 @@ def _run(app) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_state(text: str) -> bool:
+    """Whether a panel may have written this into its link; the door lets nothing else through."""
+    return bool(_STATE.fullmatch(text)) and ".." not in text
 
 
 # --- the door ----------------------------------------------------------------------------------------------------
