@@ -28,6 +28,8 @@ from vsp_report.cli import main
 from vsp_report.errors import CheckpointError, ImageError, InputError, SteeringError
 from vsp_report.maths import projection
 from vsp_report.model.checkpoints import load_sae
+from vsp_report.model.classify import load_clip
+from vsp_report.model.depends import states_sha
 from vsp_report.run import executors
 from vsp_report.run.plan import foresee, look_around
 from vsp_report.sketchworld import concepts, rules
@@ -36,7 +38,7 @@ from vsp_report.study import photographs, survey
 from vsp_report.study.evidence import cluster, look, open_case, steer_all
 from vsp_report.study.inquiry import Inquiry
 from vsp_report.study.shelved import noisy_in
-from vsp_report.study.survey_atlas import Given, make_atlases
+from vsp_report.study.survey_atlas import Given, Surveyed, _clusters, make_atlases
 
 SAES = ("sketchworld/vision.3", "sketchworld/vision.3-relu")
 PICTURES, SHARD = 22, 6
@@ -172,6 +174,7 @@ def test_an_atlas_has_labels_control_and_pictures(atlases: list[Atlas]) -> None:
     for atlas, name in zip(atlases, SAES, strict=True):
         made = atlas.provenance
         assert (made.sae, made.tap, made.n_images, made.n_broken) == (name, "vision.3", PICTURES, len(BROKEN))
+        assert made.states_sha == states_sha(load_clip("sketchworld-clip"), "vision.3", "")
         assert [line.partition(":")[0] for line in made.broken] == list(BROKEN)
         assert "decompression bomb" in made.broken[0]
         assert atlas.labellings[0].source == "images" and set(atlas.labellings[0].words) == {"a", "b"}
@@ -207,6 +210,31 @@ def test_what_a_user_says_of_latents_comes_first(folder: Path, tmp_path: Path, d
     assert atlas.label(5).word == "nose" and atlas.label(5).labelling.made == "mine.csv"
     with pytest.raises(InputError, match=r"mine.csv: labels latent 9999, and the SAE has 3584"):
         make_atlases(plan, tallies, tmp_path, command="", given=Given("mine.csv", {9999: "nose"}))
+
+
+def test_a_cluster_bears_what_its_latents_share_and_no_more() -> None:
+    """Of 12 clusters the first shares a good label, the second what its references show, the third one good label."""
+    cluster_L = np.repeat(np.arange(12), 20)
+    label_SL, score_SL = np.zeros((1, 240), int), np.full((1, 240), 0.1)
+    label_SL[0, :8], score_SL[0, :8] = 1, 0.8
+    label_SL[0, 45], score_SL[0, 45] = 2, 0.9
+    references_LR = np.random.default_rng(0).integers(0, 90, (240, 4))
+    references_LR[20:29] = np.arange(90, 94)
+    tally = SimpleNamespace(pictures_L=np.ones(240, int))
+    label_N = np.append(np.arange(90) % 30, [30] * 4)
+    one = Surveyed(tally, references_LR, references_LR * 0.0, label_N, (*map(str, range(30)), "boat"))
+    labelling = Labelling("truth", "", "average precision", ("red", "cup", "hat"), 0.5)
+    found = _clusters(cluster_L, [labelling], label_SL, score_SL, one)
+    assert [(c, cluster.name, cluster.by) for c, cluster in enumerate(found) if cluster.name] == [
+        (0, "cup", "labels"), (1, "boat", "pictures"),
+    ]  # fmt: skip
+    assert (found[0].size, found[0].share) == (20, 0.4) and found[0].everywhere == pytest.approx(8 / 240)
+    assert found[2].share is None and found[2].everywhere is None
+    # What a user says first of a latent is what it is shown with: another labelling's word counts for nothing then.
+    given = Labelling("given", "mine.csv", "", ("seat",))
+    both_SL = np.stack([np.where(np.arange(240) < 8, 0, -1), label_SL[0]])
+    found = _clusters(cluster_L, [given, labelling], both_SL, np.stack([score_SL[0] * 0, score_SL[0]]), one)
+    assert found[0].name == "seat"
 
 
 def test_scenes_have_a_truth(tmp_path: Path, drawn_map: None) -> None:

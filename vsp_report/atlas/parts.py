@@ -118,10 +118,14 @@ class Cluster:
     """Latents that are dense on the map; `Arrays.cluster_L` says whose."""
 
     name: str
-    """by what its references and labels have in common; empty where nothing"""
+    """what its latents share more than chance would have it, one word or two; empty where there is nothing"""
     size: int
     share: float | None = None
-    """of its latents that bear the name"""
+    """of its latents that bear the name's first word"""
+    everywhere: float | None = None
+    """of all living latents that bear it"""
+    by: Literal["labels", "pictures", ""] = ""
+    """whether they bear it as a label that is no poor one, or as what many of their references are pictures of"""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vsp_report.atlas import ABSENT, Atlas
+from vsp_report.render import atlas_map
 from vsp_report.render.drawn import script_json
 
 LETTERS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
@@ -101,13 +102,13 @@ def shown_labels(atlas: Atlas) -> Shown:
 
 def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes:
     """overview.js. `sheets_at`: the folder of the sheets' folder, from the page."""
-    a, alive, shown = atlas.arrays, atlas.alive_L, shown_labels(atlas)
+    a, alive, shown, drawn = atlas.arrays, atlas.alive_L, shown_labels(atlas), atlas_map.drawn(atlas)
     columns = {
         "frequency": make_column(a.frequency_L, alive, log=True),
         "mean": make_column(a.mean_L, alive & (a.mean_L > 0), log=True),
         "entropy": make_column(a.entropy_L, alive & (a.entropy_L != np.float32(ABSENT)), bits=6),
-        "x": make_column(a.map_L2[:, 0], alive),
-        "y": make_column(a.map_L2[:, 1], alive),
+        "x": make_column(drawn.place_L2[:, 0], alive),
+        "y": make_column(drawn.place_L2[:, 1], alive),
         "score": make_column(shown.score_L, shown.score_L != np.float32(ABSENT), bits=6),
         "cluster": make_numbers(a.cluster_L),
         "word": make_numbers(shown.word_L),
@@ -120,7 +121,9 @@ def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes
         "columns": {name: column._asdict() for name, column in columns.items()},
         "words": shown.words,
         "labellings": [[one.source, one.made, one.score, one.least] for one in atlas.labellings],
-        "clusters": [[one.name, one.size, *_centre(atlas, c)] for c, one in enumerate(atlas.clusters)],
+        "clusters": [[one.name, one.size, *_centre(atlas, drawn, c)] for c, one in enumerate(atlas.clusters)],
+        "rim": np.flatnonzero(drawn.rim_L).tolist(),
+        "inset": drawn.inset,
         "edges": _few(np.array(atlas.edges)),
         "sheets": {"folder": f"{sheets_at}{sheets.folder}/", "files": sheets.files,
                    "cell": sheets.cell_px, "across": sheets.across, "down": sheets.down},
@@ -131,9 +134,9 @@ def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes
     return f"window.VSP_ATLAS={script_json(data)};\n".encode()
 
 
-def _centre(atlas: Atlas, cluster: int) -> list[float]:
+def _centre(atlas: Atlas, drawn: atlas_map.Drawn, cluster: int) -> list[float]:
     """Where a cluster's name stands: at the latent that is nearest to its middle."""
-    places = atlas.arrays.map_L2[atlas.arrays.cluster_L == cluster].astype(float)
+    places = drawn.place_L2[atlas.arrays.cluster_L == cluster]
     if not len(places):
         return [0.5, 0.5]
     nearest = places[np.argmin(((places - np.median(places, 0)) ** 2).sum(1))]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vsp_report.atlas import ABSENT, Atlas
+from vsp_report.render import atlas_map
 from vsp_report.render.theme import CHART_FONT, DARK, LIGHT
 
 WIDTH, HEIGHT = 560, 400
@@ -53,15 +54,23 @@ def scatter(atlas: Atlas) -> str:
 
 
 def map_of(atlas: Atlas) -> str:
-    """Decoder directions on the plane, with the names of the clusters."""
-    a, seen = atlas.arrays, atlas.alive_L
-    x, y = 8 + a.map_L2[seen, 0] * (WIDTH - 16), 8 + a.map_L2[seen, 1] * (HEIGHT - 16)
-    grouped = a.cluster_L[seen] >= 0
-    parts = [_points(x[~grouped], y[~grouped], "loose"), _points(x[grouped], y[grouped], "grouped")]
+    """Decoder directions on the plane, with the names of the clusters. What lies beyond the frame is on its rim."""
+    a, seen, drawn = atlas.arrays, atlas.alive_L, atlas_map.drawn(atlas)
+    x, y = 8 + drawn.place_L2[seen, 0] * (WIDTH - 16), 8 + drawn.place_L2[seen, 1] * (HEIGHT - 16)
+    rim, grouped = drawn.rim_L[seen], a.cluster_L[seen] >= 0
+    kinds = {"loose": ~grouped & ~rim, "grouped": grouped & ~rim}
+    parts = [_points(x[those], y[those], kind) for kind, those in kinds.items()]
+    if rim.any():
+        left, top = 8 + drawn.inset / 2 * (WIDTH - 16), 8 + drawn.inset / 2 * (HEIGHT - 16)
+        parts.append(f'<rect class="frame" x="{left:.1f}" y="{top:.1f}" width="{WIDTH - 2 * left:.1f}" '
+                     f'height="{HEIGHT - 2 * top:.1f}"/>')  # fmt: skip
+        places = np.unique(np.rint(np.stack([x[rim], y[rim]], 1)).astype(int), axis=0).tolist()
+        rings = "".join(f"M{a - 3} {b}a3 3 0 1 0 6 0a3 3 0 1 0-6 0" for a, b in places)
+        parts.append(f'<path class="rim" d="{rings}"/>')
     # Names of large clusters first; one that would cover another is left out.
     taken: list[tuple[float, float, float]] = []
     for c in sorted(range(len(atlas.clusters)), key=lambda c: -atlas.clusters[c].size):
-        places = a.map_L2[a.cluster_L == c]
+        places = drawn.place_L2[a.cluster_L == c]
         name = atlas.clusters[c].name
         if not name or not len(places):
             continue
@@ -146,11 +155,12 @@ def _svg(inside: str, width: int, height: int) -> str:
         return (
             f"text{{fill:{of['soft']}}}.axis{{stroke:{of['line']}}}.bar{{fill:{of['before']}}}{points}"
             f".loose{{stroke:{of['control']}}}.grouped{{stroke:{of['heat']}}}.name{{fill:{of['ink']}}}"
-            f".halo{{stroke:{of['paper']};fill:{of['paper']}}}"
+            f".halo{{stroke:{of['paper']};fill:{of['paper']}}}.frame,.rim{{stroke:{of['soft']}}}"
         )
 
     style = (
-        f"text{{font:12px {CHART_FONT};text-anchor:middle}}.side{{text-anchor:end}}path{{fill:none}}"
+        f"text{{font:12px {CHART_FONT};text-anchor:middle}}.side{{text-anchor:end}}"
+        "path,rect{fill:none}.frame{stroke-dasharray:2 4}"
         ".point{stroke-width:3;stroke-linecap:round}.halo{stroke-width:4;stroke-linejoin:round}.name{font-weight:bold}"
         f".halo{{font-weight:bold}}{rules(LIGHT, False)}"
         f"@media (prefers-color-scheme:dark){{{rules(DARK, True)}}}"

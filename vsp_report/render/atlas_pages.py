@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vsp_report.atlas import ABSENT, Atlas, Concept, Measure
-from vsp_report.render import atlas_drawings
+from vsp_report.render import atlas_drawings, atlas_map
 from vsp_report.render.findings import counted, share
 from vsp_report.render.labels import SOURCES, is_poor
 
@@ -92,6 +92,8 @@ class ClusterLine(NamedTuple):
     name: str
     size: int
     share: str
+    everywhere: str
+    by: str
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class AtlasPage:
     concepts_said: str
     chance: str
     clusters: tuple[ClusterLine, ...]
+    beyond: str
+    """how many latents the map has on its rim, and how far out they are; empty where there are none"""
     strongest: tuple[LatentLine, ...]
     labellings: tuple[tuple[str, str], ...]
     mapped: str
@@ -151,6 +155,7 @@ def atlas_page(atlas: Atlas, sizes: Sizes) -> AtlasPage:
         concepts_said=concepts_said(atlas),
         chance=_range([one.share for one in atlas.concepts if one.average_precision is not None]),
         clusters=_clusters(atlas),
+        beyond=_beyond(atlas),
         strongest=strongest(atlas, sizes),
         labellings=tuple((SOURCES[one.source], "; ".join(filter(None, (one.made, one.score and f"scored by {one.score}",
             f"poor below {one.least:g}" if one.least is not None else "")))) for one in atlas.labellings),
@@ -267,9 +272,20 @@ def _range(shares: list[float]) -> str:
 
 
 def _clusters(atlas: Atlas) -> tuple[ClusterLine, ...]:
-    lines = [ClusterLine(c, one.name, one.size, "–" if one.share is None else share(one.share))
-             for c, one in enumerate(atlas.clusters)]  # fmt: skip
+    lines = [ClusterLine(c, one.name, one.size, *("–" if part is None else share(part) for part in (one.share,
+                         one.everywhere)), one.by) for c, one in enumerate(atlas.clusters)]  # fmt: skip
     return tuple(sorted(lines, key=lambda one: (-one.size, one.name)))
+
+
+def _beyond(atlas: Atlas) -> str:
+    drawn = atlas_map.drawn(atlas)
+    count = int(drawn.rim_L.sum())
+    if not count:
+        return ""
+    lie = "lies" if count == 1 else "lie"
+    return (f"{counted(count, 'latent')} ({share(count / int(atlas.alive_L.sum()))}) {lie} further out than the dotted "
+            f"frame, by up to {drawn.furthest:.1f} of its width or height, and {'is' if count == 1 else 'are'} drawn "
+            "as rings on the rim.")  # fmt: skip
 
 
 def _provenance(atlas: Atlas) -> tuple[tuple[str, str], ...]:

@@ -26,7 +26,7 @@ from vsp_report.render.labels import labels_of
 
 INDEX = f"{ATLASES}/index.html"
 COPIES = "sheets"
-_PACKING = ("atlas_data.py", "atlas_pages.py", "case_data.py", "drawn.py")
+_PACKING = ("atlas_data.py", "atlas_map.py", "atlas_pages.py", "case_data.py", "drawn.py")
 Files = dict[str, bytes]
 Part = Callable[[str, str, Callable[[], Files]], None]
 

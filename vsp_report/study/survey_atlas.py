@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +31,7 @@ from vsp_report.atlas import (
     sweep_sheets,
 )
 from vsp_report.errors import InputError
-from vsp_report.maths import projection, quality
+from vsp_report.maths import naming, projection, quality
 from vsp_report.maths.tallies import Tally
 from vsp_report.model.checkpoints import load_sae
 from vsp_report.study import sheets
@@ -45,10 +44,10 @@ GOOD = 0.9
 """Average precision from which on a concept counts as found."""
 TRUSTED = 0.5
 """A case may name latents by a label that scores this, in average precision or in share of references."""
-NAMED = 0.3
-"""A cluster bears the word that this share of its well labelled latents has."""
-SPEAKING = 3
-"""So many of a cluster's latents have to be well labelled for it to bear a word."""
+NAMES = 2
+"""A cluster's name has no more words than this."""
+NAMED = 0.15
+"""A word that a smaller share of a cluster's latents bears does not stand for the cluster, however unlikely it is."""
 FOUND = f"concepts found (average precision >= {GOOD})"
 
 
@@ -134,7 +133,8 @@ def make_atlases(
             provenance=_provenance(plan, k, one.tally, sae, broken, command),
             edges=tuple(one.tally.frame.edges.tolist()), mapped=mapped,
             quality=tuple(_quality(one, control, explained, concepts)), concepts=concepts, labellings=labellings,
-            clusters=_clusters(cluster_L, labellings, label_SL, score_SL), pictures=tuple(source.name(i) for i in kept),
+            clusters=_clusters(cluster_L, labellings, label_SL, score_SL, one),
+            pictures=tuple(source.name(i) for i in kept),
             picture_labels=tuple(one.labels[one.label_N[i]] if one.label_N[i] >= 0 else "" for i in kept),
             sheets=placed, arrays=arrays,
         )  # fmt: skip
@@ -283,22 +283,34 @@ def _labellings(
 
 
 def _clusters(
-    cluster_L: np.ndarray, labellings: Sequence[Labelling], label_SL: np.ndarray, score_SL: np.ndarray
+    cluster_L: np.ndarray, labellings: Sequence[Labelling], label_SL: np.ndarray, score_SL: np.ndarray, one: Surveyed
 ) -> tuple[Cluster, ...]:
-    """Named by the word that most of a cluster's well labelled latents share, where enough of them do. The best label
-    of a latent that stands for nothing is some frequent word, and would name every cluster alike."""
+    """Named by what its latents share more than chance would have it: by good labels first, and where these say
+    nothing by what their references are pictures of. The best label of a latent that stands for nothing is some
+    frequent word, and counts for nothing here."""
+    alive_L = one.tally.pictures_L > 0
+    words = tuple(dict.fromkeys(word for labelling in labellings for word in labelling.words))
+    word_L = np.full(len(cluster_L), -1)
+    for s, labelling in reversed(tuple(enumerate(labellings))):
+        numbers = np.array([words.index(word) for word in labelling.words] or [-1])
+        has_L = label_SL[s] >= 0
+        good_L = has_L if labelling.least is None else has_L & (score_SL[s] >= labelling.least)
+        # A latent is shown with its first labelling's word: where that is a poor one, it has none here.
+        word_L = np.where(has_L, np.where(good_L, numbers[label_SL[s].astype(int)], -1), word_L)
+    labelled = naming.shared_words(cluster_L[alive_L], naming.borne(word_L[alive_L], len(words)))
+    pictured = naming.borne_by_references(one.references_LR[alive_L], one.label_N, len(one.labels))
+    pictured = naming.shared_words(cluster_L[alive_L], pictured)
     made = []
-    for cluster in range(int(cluster_L.max(initial=-1)) + 1):
-        mine = np.flatnonzero(cluster_L == cluster)
-        said = Counter()
-        for latent in mine:
-            s = next((s for s in range(len(labellings)) if label_SL[s, latent] >= 0), None)
-            if s is not None and (labellings[s].least is None or score_SL[s, latent] >= labellings[s].least):
-                said[labellings[s].words[int(label_SL[s, latent])]] += 1
-        word, count = min(said.items(), key=lambda one: (-one[1], one[0])) if said else ("", 0)
-        spoke = said.total()
-        enough = spoke >= SPEAKING and count >= NAMED * spoke
-        made.append(Cluster(word if enough else "", len(mine), count / spoke if enough else None))
+    for cluster, (by_labels, by_pictures) in enumerate(zip(labelled, pictured, strict=True)):
+        size = int((cluster_L == cluster).sum())
+        least = NAMED * size
+        labels, pictures = ([shared for shared in by if shared.count >= least] for by in (by_labels, by_pictures))
+        found, said, by = (labels, words, "labels") if labels else (pictures, one.labels, "pictures")
+        if not found:
+            made.append(Cluster("", size))
+            continue
+        name = ", ".join(said[shared.word] for shared in found[:NAMES])
+        made.append(Cluster(name, size, found[0].count / size, found[0].everywhere, by))
     return tuple(made)
 
 
