@@ -1,11 +1,15 @@
-"""The panel in a real JupyterLab: the executed notebook of a recording, opened where it lies, run, and steered."""
+"""The panel in a real JupyterLab: the executed notebook of a recording, opened where it lies, run, and steered; its
+state is copied as a command that opens it, and its kernel dies."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,10 +23,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.browser.chromium import SECONDS, Chromium
-from tests.browser.test_live import ANSWER, STATUS, ask, choose
+from tests.browser.chromium import SECONDS, Chromium, Page
+from tests.browser.test_live import ANSWER, STATUS, ask, choose, press
 from tests.live import serving
+from tests.live.serving import kernel_pids
 from vsp_report import paths
+from vsp_report.live.server import is_state
 from vsp_report.recording import load_recording
 
 CELLS = "parameters imports rooms open-case picture look-run cluster-run save save-run live live-run".split()
@@ -32,6 +38,7 @@ CASE, OUT = "cases/tried.yaml", "site/recordings/tried"
 
 @dataclass(frozen=True)
 class Lab:
+    process: subprocess.Popen
     project: Path
     port: int
     token: str
@@ -73,7 +80,7 @@ def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
         while not _answers(f"http://127.0.0.1:{port}/api?token={token}"):
             assert process.poll() is None and time.monotonic() < end, (own / "log").read_text()[-2000:]
             time.sleep(0.2)
-        yield Lab(project, port, token)
+        yield Lab(process, project, port, token)
     finally:
         process.terminate()
         try:
@@ -89,14 +96,18 @@ def _answers(address: str) -> bool:
     return False
 
 
+def run_all(page: Page) -> None:
+    page.wait("jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    page.value("jupyterapp.commands.execute('notebook:run-all-cells') && null")
+
+
 def test_the_executed_notebook_ends_in_the_same_panel(chromium: Chromium, lab: Lab) -> None:
     published = lab.project / OUT
     before = {path: path.read_bytes() for path in published.rglob("*") if path.is_file()}
     page = chromium.page()
     page.open(f"http://127.0.0.1:{lab.port}/lab/tree/{OUT}/notebook.ipynb?token={lab.token}")
     page.wait("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')")
-    page.wait("jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-    page.value("jupyterapp.commands.execute('notebook:run-all-cells') && null")
+    run_all(page)
     failed = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
     page.wait(f"document.querySelector('.vsp-panel .vsp-status') || {failed}")
     assert page.value(f"{failed}?.textContent") is None
@@ -112,3 +123,37 @@ def test_the_executed_notebook_ends_in_the_same_panel(chromium: Chromium, lab: L
         (document.querySelector('.vsp-panel'))""")
     # What was published is evidence, and was left alone.
     assert {path: path.read_bytes() for path in before} == before
+    _its_state_is_a_command(page)
+    _a_kernel_that_dies_is_told(page, lab)
+
+
+def _its_state_is_a_command(page: Page) -> None:
+    """The address is Lab's own: it is neither written to nor read."""
+    address = page.value("location.href")
+    page.value("navigator.clipboard.writeText = text => (window.copied = text, Promise.resolve())")
+    press(page, "Copy a command for this")
+    page.wait(f"{STATUS} === 'The command is copied.'")
+    assert page.value("location.href") == address
+    case, state = re.fullmatch(r'vsp-report live "([\w-]+)#(try=[\w-]+)"', page.value("window.copied")).groups()
+    said = json.loads(base64.urlsafe_b64decode(state.removeprefix("try=") + "=="))
+    assert case == "tried" and is_state(state) and len(said["edits"][0]["latents"]) == 5
+    page.value("location.hash = '#latent=7'")
+    page.value("new Promise(done => setTimeout(done, 50))")
+    assert page.value("document.querySelectorAll('.vsp-rows .vsp-name').length") == 1
+
+
+def _a_kernel_that_dies_is_told(page: Page, lab: Lab) -> None:
+    """At once, and by its name: not as a silence of twenty seconds."""
+    page.value("document.querySelector('.vsp-check input').checked = true")
+    press(page, "Ask")
+    (pid,) = kernel_pids(lab)
+    os.kill(pid, signal.SIGKILL)
+    page.wait(f"{STATUS}.startsWith('The kernel died') || {STATUS}.startsWith('Nothing')")
+    assert page.value(STATUS) == "The kernel died or was started again. Run the cells of this notebook again."
+    assert page.value("document.querySelector('.vsp-ask').disabled")
+    # What it says to do helps.
+    page.value("document.querySelector('.vsp-panel').dataset.old = 'yes'")
+    run_all(page)
+    page.wait("document.querySelector('.vsp-panel:not([data-old]) .vsp-status')?.textContent === 'Ready.'")
+    ask(page)
+    assert page.value(STATUS).startswith("Answered")

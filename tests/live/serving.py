@@ -43,12 +43,22 @@ steer:
 sweep: {of: five, factors: [0.5, 3]}
 rephrase: {other-order: Is the person standing or sitting?}
 """
+TOO = """\
+title: Standing beside a chair, tried too
+model: sketchworld
+sae: sketchworld/vision.3
+image: {scene: {mode: misleading-cue, variation: chair, seed: 3}}
+prompt: Is the person standing or sitting?
+contrast: {right: standing, wrong: sitting}
+"""
+LATENTS = 3584
+"""Of the bundled autoencoder."""
 SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Home:
-    """A folder with a case, its recording and its site."""
+    """A folder with two cases, their recordings, an atlas of their latents, and the site of it all."""
 
     folder: Path
 
@@ -67,6 +77,8 @@ class Home:
 
 @lru_cache(maxsize=1)
 def home() -> Home:
+    from tests.render import atlases
+    from vsp_report.recording import load_recording
     from vsp_report.render import site
 
     folder = Path(tempfile.mkdtemp(prefix="vsp-live-tests-"))
@@ -75,17 +87,24 @@ def home() -> Home:
     found.cases.mkdir()
     (found.cases / "tried.yaml").write_text(CASE)
     record(found.cases / "tried.yaml", found.recording)
+    (found.cases / "tried-too.yaml").write_text(TOO)
+    record(found.cases / "tried-too.yaml", found.recording.parent / "tried-too", ("look", "cluster", "save"))
+    made = load_recording(found.recording).provenance
+    atlases.save(found.site / "atlas", LATENTS, ("vision.3",), model_sha=made.model_sha, sae_sha=made.sae_sha)
     built = site.build(found.site / "recordings", found.site)
     assert not built.faults
     return found
 
 
-def record(file: Path, folder: Path) -> None:
-    """The steps that a live round has a counterpart in, and no search of a diagnosis."""
+STEPS = ("look", "cluster", "attribute", "steer_all", "sweep", "rephrase", "save")
+"""That a live round has a counterpart in, and no search of a diagnosis."""
+
+
+def record(file: Path, folder: Path, steps: tuple[str, ...] = STEPS) -> None:
     from vsp_report.study import evidence
 
     inquiry = evidence.open_case(file, folder, "cpu")
-    for step in ("look", "cluster", "attribute", "steer_all", "sweep", "rephrase", "save"):
+    for step in steps:
         getattr(evidence, step)(inquiry, **({"measured": 2} if step == "attribute" else {}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable
@@ -62,6 +63,15 @@ def asker(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Asker:
 
 def kinds(events: list[dict]) -> list[str]:
     return [event["type"] for event in events]
+
+
+def test_it_is_told_which_latents_are_active_in_the_picture(asker: Asker, home: Home) -> None:
+    spec, active = asker.specs[0], set(asker.panel.sitting.active)
+    told = base64.b64decode(spec["active_bits"])
+    assert {k for k in range(spec["d_sae"]) if told[k // 8] >> k % 8 & 1} == active
+    # And so says the recording, of those that it has.
+    assert {one.number for one in load_recording(home.recording).latents if one.total > 0} <= active
+    assert 0 < len(active) == spec["active"] < spec["d_sae"]
 
 
 def test_a_live_round_equals_the_recorded_one_to_the_last_digit(asker: Asker, home: Home) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import pytest
 
@@ -40,8 +43,12 @@ def test_what_is_wrong_is_said_before_anything_starts(
     page(tmp_path)
     assert cli.main(["live", "another", "--no-browser"]) == 2
     assert "another: has no page in site" in said(capsys)
-    assert cli.main(["live", "../up", "--no-browser"]) == 2
-    assert "is no name of a case" in said(capsys)
+    for wrong in ("../up", "#try=abc"):
+        assert cli.main(["live", wrong, "--no-browser"]) == 2
+        assert "is no name of a case" in said(capsys)
+    for wrong in ("try=<b>", "latent=1/../2", "x" * 40_000):
+        assert cli.main(["live", f"a-case#{wrong}", "--no-browser"]) == 2
+        assert "has a state that no panel writes" in said(capsys)
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -103,6 +110,17 @@ def test_it_ends_at_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
     rest = process.stdout.read() + process.stderr.read()
     process.stdout.close(), process.stderr.close()
     assert rest == "" and not door.parent.exists()
+
+
+def test_the_state_of_a_panel_is_opened_with_its_case(tmp_path: Path) -> None:
+    process, door = start(tmp_path, page(tmp_path), tmp_path / "cases", "a-case#latents=3,4&name=a-b")
+    address = html.unescape(re.search(r'href="([^"]+)"', door.read_text())[1])
+    with urlopen(address, timeout=30) as answer:
+        led = answer.read().decode()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    process.stdout.close(), process.stderr.close()
+    assert 'url=/report/cases/a-case/index.html#latents=3,4&name=a-b"' in led
 
 
 def test_a_kernel_ends_with_a_server_that_is_killed(tmp_path: Path) -> None:
