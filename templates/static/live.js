@@ -263,8 +263,12 @@
     read: function () { return new URLSearchParams(location.hash.slice(1)); },
     /** @param {string} state */
     write: function (state) {
-      try { history.replaceState(null, "", "#try=" + state); } catch (error) { /* a page from a folder may not */ }
-      return location.href.replace(/#.*$/, "") + "#try=" + state;
+      // What is seen above the panel stands in the address too.
+      var seen = new URLSearchParams(/=/.test(location.hash) ? location.hash.slice(1) : "");
+      ["try", "latent", "latents", "name"].forEach(function (key) { seen.delete(key); });
+      var said = "#try=" + state + (seen.toString() && "&" + seen.toString());
+      try { history.replaceState(null, "", said); } catch (error) { /* a page from a folder may not */ }
+      return location.href.replace(/#.*$/, "") + said;
     },
     /** @param {() => void} moved */
     watch: function (moved) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import pytest
 from tests.browser.axe import violations
 from tests.browser.chromium import Page
 from tests.render import atlases
-from tests.render.recordings import save_all
+from tests.render.recordings import classification, full, picture, save_all
 from vsp_report.atlas import load_atlas
-from vsp_report.recording import load_recording
+from vsp_report.recording import load_recording, save_recording
 from vsp_report.render import preview, site
 
-CHAIR = "standing-beside-a-chair"
+CHAIR, CLIP = "standing-beside-a-chair", "clip-duck-rabbit"
 MAIN = "atlas/sketchworld-vision.3"
 PAGES = (f"{MAIN}/index.html", f"{MAIN}/index.html#latent={{living}}", "atlas/index.html")
 COUNT = "document.querySelector('[data-latent-filters] [data-count]').textContent.replace(/\\u202f/g, '')"
@@ -30,7 +31,13 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("atlases") / "site"
     save_all(out / "recordings", (CHAIR,))
     made = load_recording(out / "recordings" / CHAIR).provenance
-    atlases.save(out / "atlas", 4096, ("vision.3",), model_sha=made.model_sha, sae_sha=made.sae_sha)
+    tower = "7" * 64
+    atlases.save(out / "atlas", 4096, ("vision.3",), model_sha=made.model_sha, sae_sha=made.sae_sha, states_sha=tower)
+    # A classification by another model, which reads pictures with the same tower.
+    base, clip = full(), replace(made, model="sketchworld-clip", model_sha="another", states_sha=tower)
+    arrays = replace(base.arrays, predicting_TP=None, own_TP=None, heatmap_TL=None)
+    recording = replace(classification(), latents=base.latents, arrays=arrays, provenance=clip)
+    save_recording(out / "recordings" / CLIP, recording, {"images/input.png": picture("hidden-cue", "duck-rabbit")})
     atlases.save(out / "atlas", 300, ("vision.1", "vision.2"), model_sha=made.model_sha)
     assert not site.build(out / "recordings", out).faults
     return out
@@ -333,8 +340,10 @@ def test_a_case_says_how_good_its_labels_are(page: Page, known: Path) -> None:
     assert "a poor one: average precision 0." in page.value("document.querySelector('[data-latent-card]').textContent")
 
 
-def test_a_case_shows_what_activates_a_latent(page: Page, known: Path) -> None:
-    opened(page, (known / "cases" / CHAIR / "index.html").as_uri())
+@pytest.mark.parametrize("case", [CHAIR, CLIP])
+def test_a_case_shows_what_activates_a_latent(page: Page, known: Path, case: str) -> None:
+    """Of the model that was surveyed, and of one that shares its tower."""
+    opened(page, (known / "cases" / case / "index.html").as_uri())
     row = "document.querySelectorAll('[data-latents] button')"
     pictures = "[...document.querySelectorAll('[data-latent-references] canvas')]"
     atlas = load_atlas(known / MAIN)

@@ -28,7 +28,8 @@ GRID, CELL, ACROSS, DOWN, BINS, REFERENCES, NEIGHBOURS = 8, 48, 16, 8, 24, 8, 6
 
 def make_atlas(
     latents: int = 240, tap: str = "vision.3", *, pictures: int = 200, seed: int = 0, labels: bool = True,
-    dead: float = 1 / 7, model_sha: str = "model", sae_sha: str = "sae", sheets: Sheets | None = None,
+    dead: float = 1 / 7, model_sha: str = "model", sae_sha: str = "sae", states_sha: str = "",
+    sheets: Sheets | None = None,
 ) -> Atlas:  # fmt: skip
     """`dead`: the share of latents that nothing activates. `labels`: whether pictures and latents have any."""
     rng = np.random.default_rng(seed)
@@ -86,7 +87,7 @@ def make_atlas(
         model="sketchworld", model_sha=model_sha, sae=f"sketchworld/{tap}", sae_sha=sae_sha, tap=tap,
         architecture="topk, k = 20", images="sketchworld", images_sha="i" * 64, n_images=5000, n_patches=320_000,
         seed=0, package_sha="p" * 64, versions={"numpy": np.__version__}, device_class="cpu", dtype="float32",
-        command=f"vsp-report atlas --model sketchworld --sae sketchworld/{tap}",
+        command=f"vsp-report atlas --model sketchworld --sae sketchworld/{tap}", states_sha=states_sha,
     )  # fmt: skip
     return Atlas(
         schema=rooms.SCHEMA, slug=rooms.slug_of("sketchworld", made.sae, tap), provenance=made,
