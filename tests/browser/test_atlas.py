@@ -247,6 +247,86 @@ def test_latents_that_are_dead_missing_or_of_a_case(page: Page, known: Path, liv
     assert there.startswith(index) and page.logged == []
 
 
+ROW = "document.querySelector('.vsp-rows .vsp-name')"
+HINTS = "[...document.querySelectorAll('[data-latent-view] .hint a')].map(a => a.href)"
+
+
+def test_any_latent_is_carried_into_any_case_that_fits(page: Page, known: Path, living: list[int]) -> None:
+    opened(page, (known / MAIN / "index.html").as_uri())
+    fits, served = (page.value(f"VSP_CASES.{of}") for of in ("cases.map(one => one[0])", "latents"))
+    other = next(n for n in living if str(n) not in served)
+    opened(page, f"{(known / MAIN).as_uri()}/index.html#latent={other}")
+    view = "document.querySelector('[data-latent-view]')"
+    assert "Where it can be tried" in page.value(f"{view}.textContent")
+    links = page.value(HINTS)
+    assert [one.partition("/cases/")[2] for one in links] == [f"{case}/index.html#latent={other}" for case in fits]
+    assert page.value(f"{view}.querySelector('code').textContent") == f'vsp-report live "{fits[0]}#latent={other}"'
+    assert page.value("document.querySelector('.steer, .with, .plus')") is None  # there is no kernel, and no panel
+    page.open(next(one for one in links if CHAIR in one))
+    page.wait(f"{ROW}?.textContent === 'latent {other}'")
+    page.value("document.querySelector('.vsp-ask').click()")
+    page.wait("document.querySelector('.vsp-status').textContent.startsWith('This was not recorded')")
+    # Where it matters stands first, and the rest of the cases below.
+    here = next(int(n) for n, lines in served.items() if len(lines) == 1 and int(n) in living)
+    opened(page, f"{(known / MAIN).as_uri()}/index.html#latent={here}")
+    (place,) = {line[0] for line in served[str(here)]}
+    assert page.value(f"{view}.querySelector('.served a').href").endswith(f"/{fits[place]}/index.html#latent={here}")
+    rest = [case for n, case in enumerate(fits) if n != place]
+    assert [one.partition("/cases/")[2].partition("/")[0] for one in page.value(HINTS)] == rest
+    assert page.logged == []
+
+
+def test_a_group_is_carried_into_a_case(page: Page, known: Path) -> None:
+    opened(page, f"{(known / MAIN).as_uri()}/index.html")
+    group = "document.querySelector('.latent-filters + details')"
+    assert page.value(f"{group}.hidden")  # what is not narrowed is no group
+    cluster = page.value("VSP_ATLAS.clusters.findIndex(one => one[0] && one[1] > 2 && one[1] < 100)")
+    if cluster < 0:
+        cluster = page.value("VSP_ATLAS.clusters.findIndex(one => one[1] > 2 && one[1] < 129)")
+    assert cluster >= 0
+    page.value(f"location.hash = 'cluster={cluster}'")
+    page.wait(f"!{group}.hidden")
+    size = load_atlas(known / MAIN).clusters[cluster].size
+    assert page.value(f"{group}.querySelector('summary').textContent") == f"Steer with these {size} latents"
+    link = page.value(f"[...{group}.querySelectorAll('a')].map(a => a.href).find(one => one.includes('{CHAIR}'))")
+    carried = [int(n) for n in link.partition("#latents=")[2].partition("&")[0].split(",")]
+    assert sorted(carried) == (load_atlas(known / MAIN).arrays.cluster_L == cluster).nonzero()[0].tolist()
+    page.open(link)
+    page.wait(f"{ROW}?.title === '{', '.join(map(str, carried))}'")
+    assert page.logged == []
+
+
+def test_a_part_of_the_map_is_what_is_left(page: Page, known: Path) -> None:
+    opened(page, (known / MAIN / "index.html").as_uri())
+    box = page.value("(r => [r.x, r.y, r.width, r.height])(document.querySelector('[data-plane=map] canvas')"
+                     ".getBoundingClientRect())")  # fmt: skip
+    before = shown(page)
+    ends = (0.2, 0.3, 0.6, 0.7)
+    points = [(box[0] + 8 + (box[2] - 16) * x, box[1] + 8 + (box[3] - 16) * y)
+              for x, y in (ends[2:], (0.4, 0.4), ends[:2])]  # fmt: skip
+    for kind, (x, y) in zip(("mousePressed", "mouseMoved", "mouseMoved"), points, strict=True):
+        page.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+    page.send("Input.dispatchMouseEvent", type="mouseReleased", x=points[-1][0], y=points[-1][1], button="left",
+              clickCount=1)  # fmt: skip
+    page.wait(f"{COUNT}.includes(' of ')")
+    left = shown(page)
+    region = [float(v) for v in page.value("document.querySelector('[name=map]').value").split(",")]
+    assert region == pytest.approx(list(ends), abs=0.01) and 0 < left < before
+    inside = page.value(f"{ROWS}.map(row => Number(row.querySelector('a').textContent))")
+    places = page.value("location.hash")
+    assert places.startswith("#map=") and inside
+    # The address brings it back; showing all takes it away.
+    opened(page, (known / MAIN / "index.html").as_uri() + places)
+    assert shown(page) == left
+    page.value("document.querySelector('[data-latent-filters] [type=reset]').click()")
+    page.wait(f"!{COUNT}.includes(' of ')")
+    assert shown(page) == before and page.logged == []
+    for wrong in ("map=a,b", "map=0,0,1", "map=,,,x"):
+        page.value(f"location.hash = '{wrong}'")
+        page.value("new Promise(done => setTimeout(done, 20))")
+    assert shown(page) == before and page.logged == []
+
+
 def test_from_the_list_to_a_latent_and_back_by_keys(page: Page, known: Path) -> None:
     opened(page, (known / MAIN / "index.html").as_uri())
     page.value("document.querySelector('.rows .tall a').focus()")
