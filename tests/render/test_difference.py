@@ -77,7 +77,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_it_is_a_folder_or_one_file(tmp_path: Path) -> None:
     save_all(tmp_path / "one" / "recordings", (CHAIR, "hostile"))
-    save_recording(tmp_path / "two" / "recordings" / CHAIR, second(), {"images/input.png": picture()})
+    looking = full().arrays.predicting_TP[:, ::-1].copy()
+    elsewhere = replace(second(), arrays=replace(second().arrays, predicting_TP=looking))
+    save_recording(tmp_path / "two" / "recordings" / CHAIR, elsewhere, {"images/input.png": picture()})
     _, files = difference.difference_page(tmp_path / "one", tmp_path / "two")
     page = difference.save_difference(tmp_path / "out", files)
     html = page.read_text()
@@ -93,6 +95,29 @@ def test_it_is_a_folder_or_one_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no page of ours"):
         difference.save_difference(tmp_path / "mine.html", files)
     assert files == difference.difference_page(tmp_path / "one", tmp_path / "two")[1]
+
+
+def test_pictures_that_are_the_same_are_shown_once(tmp_path: Path) -> None:
+    one, two = sites(tmp_path, {"a": full()}, {"a": second()})
+    found, files = difference.difference_page(one, two)
+    html = files["index.html"].decode()
+    (change,) = found.changes["regressed"]
+    assert change.looks_alike and "pictures/a-a.webp" in files and "pictures/a-b.webp" not in files
+    assert html.count("<img ") == 1 and ">in both</span>" in html and 'type="range"' not in html
+    assert "in one and two" in html
+
+
+def test_answers_are_told_and_figures_stand_in_columns(tmp_path: Path) -> None:
+    one, two = sites(tmp_path, {"a": full()}, {"a": second()})
+    found, files = difference.difference_page(one, two)
+    html = files["index.html"].decode()
+    (change,) = found.changes["regressed"]
+    said = {moved.what for moved in change.moved if moved.said}
+    assert said == {"strongest-ten: answer"}
+    table = html.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert table.count("<tr>") == len(change.moved) - 1 and "standing" not in table
+    assert table.count('<td class="num">') == 3 * table.count("<tr>")
+    assert "“standing”" in html and "“sitting”" in html
 
 
 def test_what_holds_no_recordings_is_said(tmp_path: Path) -> None:

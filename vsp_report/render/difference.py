@@ -46,6 +46,8 @@ class Moved:
     by: str
     words: tuple[Run, ...] = ()
     """for a longer answer: the second against the first"""
+    said: bool = False
+    """words, and no figure: an answer, a failure mode"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Change:
     made_with: tuple[str, ...] = ()
     """what was different about the run"""
     alt: str = ""
+    looks_alike: bool = False
+    """what the model looks at is the same picture in both, to the byte"""
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,8 @@ def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Moved]:
         by = number(two - one, 2, True) if metric in ("margin", "change") and _numeric(one) and _numeric(two) else ""
         long = metric == "answer" and isinstance(one, str) and isinstance(two, str) and len(one.split()) > 4
         words = tuple(word_changes(one, two)) if long else ()
-        found.append(Moved(_named(where, metric), *shown, by, words))
+        said = metric == "diagnosis" or isinstance(one, str) or isinstance(two, str)
+        found.append(Moved(_named(where, metric), *shown, by, words, said))
     return found
 
 
@@ -246,6 +251,8 @@ def difference_page(first: Path, second: Path, templates: Path | None = None) ->
 
     files: dict[str, bytes] = {}
     found = compare(first, second, lambda recording, folder, which: _picture(recording, folder, which, files))
+    found = replace(found, changes={kind: tuple(_once(one, files) for one in changes)
+                                    for kind, changes in found.changes.items()})  # fmt: skip
     bundled = paths.templates_dir()
     environment = site.make_environment([*([templates] if templates else []), bundled / "pages"])
     html = site.rendered(environment, "difference.html.jinja", root="", difference=found, kinds=KINDS)
@@ -253,6 +260,17 @@ def difference_page(first: Path, second: Path, templates: Path | None = None) ->
         files[f"static/{name}"] = (bundled / "static" / name).read_bytes()
     files["static/colours.css"] = theme.stylesheet().encode()
     return found, {"index.html": html, **files}
+
+
+def _once(change: Change, files: dict[str, bytes]) -> Change:
+    """Two pictures that are the same are shown once: a slider between them would uncover nothing."""
+    before, after = change.before, change.after
+    if before is None or after is None or not before.picture or not after.picture:
+        return change
+    if files[before.picture] != files[after.picture]:
+        return change
+    del files[after.picture]
+    return replace(change, after=replace(after, picture=""), looks_alike=True)
 
 
 def _picture(recording: Recording, folder: Path, which: str, files: dict[str, bytes]) -> str:
