@@ -53,9 +53,9 @@
     link.href = "../../cases/" + encodeURIComponent(one[0]) + "/index.html#" + carried;
     return link;
   }
-  /** What takes a kernel, and how to have one. @param {string} said @param {string} state */
-  function command(said, state) {
-    return element("p", "hint", said, element("code", "", 'vsp-report live "' + state + '"'));
+  /** What takes a kernel, and how to have one. @param {string} opens */
+  function command(opens) {
+    return element("p", "hint", "What was not recorded there takes a kernel: ", element("code", "", "vsp-report live " + opens));
   }
   /** Links in a line, or behind a line where there are many. @param {string} said @param {Case[]} cases @param {string} carried */
   function lined(said, cases, carried) {
@@ -85,15 +85,16 @@
         var carried = "latents=" + chosen.join(",");
         var links = element("p", "hint");
         known.cases.forEach(function (one, n) { links.append(n ? ", " : "On a case: ", linked(one, carried + (name ? "&name=" + encodeURIComponent(name) : ""))); });
-        body.replaceChildren(links, command("What was not recorded there takes a kernel: ", known.cases[0][0] + "#" + carried));
+        links.append(".");
+        body.replaceChildren(links, command(known.cases[0][0]));
       },
       cases: function (i) {
         var there = new Set((known.latents[i] || []).map(function (one) { return one[0]; }));
         var rest = known.cases.filter(function (_, n) { return !there.has(n); }), carried = "latent=" + i;
         var first = known.latents[i] ? known.cases[known.latents[i][0][0]] : known.cases[0];
         if (!first) return [];
-        return [rest.length ? lined(there.size ? "It can be tried on other cases too" : "It can be tried on a case", rest, carried) : "",
-          command("What was not recorded there takes a kernel: ", first[0] + "#" + carried)]
+        return [rest.length ? lined(there.size ? "On other cases it can be tried too" : "On any case that reads these latents", rest, carried) : "",
+          command('"' + first[0] + "#" + carried + '"')]
           .filter(function (one) { return one instanceof Node; });
       },
     };
@@ -203,7 +204,11 @@
       var page = /** @type {Loaded} */ (/** @type {unknown} */ (window)), el = element("div", "");
       model = new page.VspLive.KernelModel(base, which.value);
       model.on("change:state", function (state) { if (state.kind !== "ready") say(state.message, state.kind === "lost"); else say("Ready."); });
-      model.on("msg:custom", function (event) { if (event.type === "answered") say("“" + event.text.trim() + "”" + moved(event)); });
+      model.on("msg:custom", function (event) {
+        if (event.type !== "answered") return;
+        say("“" + event.text.trim() + "”" + moved(event));
+        requestAnimationFrame(shown);
+      });
       panel.append(el);
       panel.dataset.panel = "";
       panel.dataset.host = "kernel";
@@ -216,6 +221,11 @@
       drawn = true;
       Object.assign(panel, { model: model });
       waiting.splice(0).forEach(hand);
+    }
+    /** The answer comes into view, where the panel is too low for all of it. */
+    function shown() {
+      var answer = panel.querySelector(".vsp-margin");
+      if (answer) panel.scrollTop += Math.max(0, answer.getBoundingClientRect().bottom - panel.getBoundingClientRect().bottom + 8);
     }
     /** How far the answer moved, for who has folded the panel. @param {{margin: number | null, change: number | null}} told */
     function moved(told) {

@@ -3,6 +3,8 @@ panel and the same figures as on a case's page, another case on the same kernel.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -256,8 +258,25 @@ def test_it_is_accessible_and_fits_by_day_by_night_and_on_a_phone(atlas: Page) -
         wide = ("[...document.querySelectorAll('.steer *')].filter(e => e.offsetWidth && !e.closest('select')"
                 " && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className)")  # fmt: skip
         assert atlas.value(wide) == [], width
-        # The foot leaves room to read above it.
+        # The answer comes into view, and there is room to read above.
+        ask(atlas)
+        atlas.wait("document.querySelector('.vsp-margin').getBoundingClientRect().bottom <= innerHeight")
         assert atlas.value("document.querySelector('.steer').getBoundingClientRect().height < 0.85 * innerHeight")
     atlas.size(1280)
     assert atlas.value("document.querySelectorAll('[onerror], img[src=x]').length") == 0
     assert atlas.logged == []
+
+
+def test_a_kernel_that_dies_is_told_in_the_folded_line_and_had_again(atlas: Page, live: Served) -> None:
+    started(atlas)
+    choose(atlas, "five")
+    atlas.value("document.querySelector('.steer-line button[aria-controls]').click()")
+    (pid,) = kernel_pids(live)
+    os.kill(pid, signal.SIGKILL)
+    atlas.wait(f"{SAID}.includes('died') && !document.querySelector('.steer-said').hidden")
+    atlas.value("document.querySelector('.steer-line button[aria-controls]').click()")
+    press(atlas, "Start again")
+    atlas.wait(READY)
+    assert atlas.value(NAMES) == ["five"] and atlas.value(SAID) == "Ready."
+    ask(atlas)
+    assert atlas.value(STATUS).startswith("Answered") and pid not in kernel_pids(live)
