@@ -281,7 +281,7 @@
       A.clusters.map(function (one, c) { return c; }).sort(function (a, b) {
         return (String(b) === chosen) - (String(a) === chosen) || A.clusters[b][1] - A.clusters[a][1];
       }).forEach(function (c) {
-        var text = A.clusters[c][0];
+        var text = A.clusters[c][0].split(", ")[0];
         if (!text) return;
         ink.font = (String(c) === chosen ? "bold " : "") + "12px " + getComputedStyle(document.documentElement).getPropertyValue("--small");
         var half = ink.measureText(text).width / 2, y = 8 + A.clusters[c][3] * (height - 16) + 4;

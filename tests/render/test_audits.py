@@ -104,6 +104,8 @@ def test_a_data_set_has_a_page_with_every_row(tmp_path: Path) -> None:
     assert [line[1:] for line in lines] == [
         ("right", "", "both"), ("right", "", "both"), ("right", "", "one"), ("wrong", "hidden cue", "one"),
         ("neither", "undetermined", ""), ("error", "", ""), ("wrong", "hidden cue", "")]  # fmt: skip
+    # What is right has the hue of right answers, why rows are not has that of wrong ones.
+    assert re.findall(r'<svg class="share (\w+)"', html) == ["wrong", "wrong", "right"]
     assert "3 of 6" in html and "1 of 2" in html and '<option value="hidden cue">' in html
     assert 'href="../../static/audit.css"' in html
     assert (

@@ -43,6 +43,15 @@ def out(tmp_path: Path, recorded: Path) -> Path:
     return out
 
 
+def test_a_run_that_stopped_before_it_steered_says_what_the_model_says(tmp_path: Path) -> None:
+    save_all(tmp_path / "recordings", ("failed-in-a-cell", "standing-beside-a-chair"))
+    site.build(tmp_path / "recordings", tmp_path)
+    stopped, whole = ((tmp_path / "cases" / name / "index.html").read_text()
+                      for name in ("failed-in-a-cell", "standing-beside-a-chair"))  # fmt: skip
+    assert ">What the model says<" in stopped and "What changes the answer" not in stopped
+    assert ">What changes the answer<" in whole and "What the model says" not in whole
+
+
 def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
     recordings = save_all(tmp_path / "recordings")
     for name in ("one", "two"):

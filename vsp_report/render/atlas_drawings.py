@@ -71,7 +71,7 @@ def map_of(atlas: Atlas) -> str:
     taken: list[tuple[float, float, float]] = []
     for c in sorted(range(len(atlas.clusters)), key=lambda c: -atlas.clusters[c].size):
         places = drawn.place_L2[a.cluster_L == c]
-        name = atlas.clusters[c].name
+        name = atlas.clusters[c].name.partition(", ")[0]
         if not name or not len(places):
             continue
         middle = np.median(places, 0)

@@ -283,7 +283,8 @@ def _beyond(atlas: Atlas) -> str:
     if not count:
         return ""
     lie = "lies" if count == 1 else "lie"
-    return (f"{counted(count, 'latent')} ({share(count / int(atlas.alive_L.sum()))}) {lie} further out than the dotted "
+    part = share(count / int(atlas.alive_L.sum())).replace(" ", "\u00a0")
+    return (f"{counted(count, 'latent')} ({part}) {lie} further out than the dotted "
             f"frame, by up to {drawn.furthest:.1f} of its width or height, and {'is' if count == 1 else 'are'} drawn "
             "as rings on the rim.")  # fmt: skip
 

@@ -142,7 +142,7 @@ def case_page(recording: Recording, known: Known = NOTHING) -> CasePage:
     sections = (
         ("look", "Where it looks", picture is not None or opens is not None or recording.classified is not None),
         ("diagnosis", "Which failure it is", bool(tests)),
-        ("steering", "What changes the answer", bool(lines)),
+        ("steering", "What changes the answer" if recording.steered else "What the model says", bool(lines)),
         ("rephrased", "In other words", bool(rephrased)),
         ("concepts", "What each word reads" if "heatmap" in charts else "All latents", bool(recording.latents)),
         ("try", "Try it", bool(settings.rows)),
