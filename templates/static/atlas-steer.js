@@ -205,9 +205,8 @@
       model = new page.VspLive.KernelModel(base, which.value);
       model.on("change:state", function (state) { if (state.kind !== "ready") say(state.message, state.kind === "lost"); else say("Ready."); });
       model.on("msg:custom", function (event) {
-        if (event.type !== "answered") return;
-        say("“" + event.text.trim() + "”" + moved(event));
-        requestAnimationFrame(shown);
+        if (event.type === "answered") say("“" + event.text.trim() + "”" + moved(event));
+        if (event.type === "answered" || event.type === "done") requestAnimationFrame(shown);
       });
       panel.append(el);
       panel.dataset.panel = "";

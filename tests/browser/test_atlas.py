@@ -291,6 +291,13 @@ def test_a_group_is_carried_into_a_case(page: Page, known: Path) -> None:
     link = page.value(f"[...{group}.querySelectorAll('a')].map(a => a.href).find(one => one.includes('{CHAIR}'))")
     carried = [int(n) for n in link.partition("#latents=")[2].partition("&")[0].split(",")]
     assert sorted(carried) == (load_atlas(known / MAIN).arrays.cluster_L == cluster).nonzero()[0].tolist()
+    page.value(f"{group}.open = true")
+    assert page.value(f"{group}.querySelector('code').textContent").startswith("vsp-report live ")
+    for width in (360, 1280):
+        page.size(width)
+        page.value("new Promise(requestAnimationFrame)")
+        assert page.value("document.documentElement.scrollWidth") <= width
+        assert page.value(f"{group}.scrollWidth <= {group}.clientWidth")
     page.open(link)
     page.wait(f"{ROW}?.title === '{', '.join(map(str, carried))}'")
     assert page.logged == []
