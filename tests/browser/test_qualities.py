@@ -12,7 +12,7 @@ import pytest
 
 from tests.browser.axe import violations
 from tests.browser.chromium import Page
-from tests.render.recordings import picture, save_all, second
+from tests.render.recordings import elsewhere, picture, save_all, second
 from vsp_report.recording import save_recording
 from vsp_report.render import difference, export
 
@@ -35,7 +35,7 @@ def kinds(built: Path) -> dict[str, Path]:
     """A page of each kind."""
     other = built.parent / "other" / "recordings"
     save_all(other, ("failed-in-a-cell", "clip-duck-rabbit"))
-    save_recording(other / "standing-beside-a-chair", second(), {"images/input.png": picture()})
+    save_recording(other / "standing-beside-a-chair", elsewhere(second()), {"images/input.png": picture()})
     _, files = difference.difference_page(built, other.parent)
     difference.save_difference(built.parent / "difference", files)
     made = export.export_case("standing-beside-a-chair", built / "recordings")

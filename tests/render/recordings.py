@@ -201,6 +201,12 @@ def second() -> Recording:
                    provenance=replace(base.provenance, package_sha="9" * 64))  # fmt: skip
 
 
+def elsewhere(recording: Recording) -> Recording:
+    """The same, but that the model looks at other patches."""
+    looking = recording.arrays.predicting_TP[:, ::-1].copy()
+    return replace(recording, arrays=replace(recording.arrays, predicting_TP=looking))
+
+
 def failed() -> Recording:
     trace = 'Traceback (most recent call last):\n  File "<cell 7>", line 2\nSteeringError: no latent has this label'
     message = "cases/cup.yaml:14: steer.no-hand names label hand; no latent has it. Choose another."
