@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from vsp_report import cli
-from vsp_report.case import load_case, make_case
-from vsp_report.recording import Recording, load_recording, save_recording
+from vsp_report.case import Case, load_case, make_case
+from vsp_report.recording import Recording, file_sha, load_recording, save_recording
 
 CHAIR: dict[str, Any] = {
     "title": "Standing beside a chair",
@@ -98,6 +98,8 @@ def question(of: str) -> dict[str, Any]:
     data = copy.deepcopy(CHAIR)
     if of == "beyond":
         data["steer"] = {"beyond": [{"latents": [10**6], "set": 0}]}
+    if of == "photo":
+        data |= {"image": "photo.png", "steer": {k: v for k, v in data["steer"].items() if k != "covered"}}
     return data
 
 
@@ -117,14 +119,26 @@ def _record(folder: Path, of: str, **changes: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Recordings by name: chair; the same with two seeds more; and one whose steering cannot be made."""
+    """Recordings by name: chair; the same with two seeds more, and of a file that has the picture; and one whose
+    steering cannot be made."""
     folder = tmp_path_factory.mktemp("made")
     seeds = _record(folder, "seeds", expect={"repeat": SEEDS})
     # The first of its runs is a run of the case without more seeds.
     recording = load_recording(seeds)
     alone = replace(recording, id="chair", repeats=(), case=make_case(question("chair"), "chair").resolved())
     chair = save_recording(folder / "recordings" / "chair", alone, {recording.image.file: seeds / recording.image.file})
-    return {"chair": chair, "seeds": seeds, "beyond": _record(folder, "beyond")}
+    made = {"chair": chair, "seeds": seeds, "beyond": _record(folder, "beyond")}
+    # A scene is hashed as the file that it is recorded as.
+    assert file_sha(chair / recording.image.file) == recording.provenance.image_sha
+    asked = make_case(question("photo"), "photo")
+    of_file = replace(alone, id="photo", case=asked.resolved(),
+                      steered=tuple(one for one in alone.steered if asked_for(one.name, asked)))  # fmt: skip
+    files = {recording.image.file: chair / recording.image.file}
+    return made | {"photo": save_recording(folder / "recordings" / "photo", of_file, files)}
+
+
+def asked_for(name: str, case: Case) -> bool:
+    return name in {one.name for one in case.steer}
 
 
 @pytest.fixture

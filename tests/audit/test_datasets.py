@@ -210,11 +210,18 @@ def test_what_is_recorded_is_not_run_again(ran: Path, capsys, monkeypatch) -> No
     monkeypatch.setattr(batch, "plan", lambda *words: (steps := plan(*words), states.extend(s.state for s in steps))[0])
     assert again(ran, capsys, monkeypatch).code == 3
     assert states == ["done"] * 3
+    before = (ran / "small.png").read_bytes()
     Image.new("RGB", (96, 96), "blue").save(ran / "small.png")
     states.clear()
     monkeypatch.setattr(batch, "run", lambda *words: [])
     again(ran, capsys, monkeypatch)
     assert sorted(states) == ["done", "done", "run"]
+    # And what was recorded of the picture before is no answer about this one.
+    run = again(ran, capsys, monkeypatch, "--from-recordings", "--json", "out.json")
+    told = {row["id"]: row for row in json.loads((ran / "out.json").read_text())["rows"]}
+    assert told["row-2"]["says"] == "error" and "row-3" in told and told["row-3"]["says"] != "error"
+    assert "row-2: its recording is of another picture than small.png is now; run it without" in run.out
+    (ran / "small.png").write_bytes(before)
 
 
 def test_goals_decide_the_code(ran: Path, capsys, monkeypatch) -> None:

@@ -6,16 +6,19 @@ No figure is written down here: expectations are made of what was measured, on o
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.audit.conftest import SEEDS, Project
 from vsp_report.audit.verdicts import VERDICTS, judge, verdict
 from vsp_report.case import load_case
-from vsp_report.recording import restate
+from vsp_report.recording import load_recording, restate, save_recording
 
 
 def line_of(file: Path, text: str) -> int:
@@ -103,6 +106,39 @@ def test_what_is_not_recorded_cannot_be_checked(project: Project, how: str) -> N
     assert (run.code, run.last) == (3, "audit: could not run (3): 1 error")
     told = {"missing": "holds no whole recording", "other": "of another question", "damaged": "was changed after"}
     assert told[how] in run.out
+
+
+def test_a_recording_of_another_picture_confirms_nothing(project: Project) -> None:
+    picture = project.folder / "cases" / "photo.png"
+    shutil.copy(project.made["photo"] / "images" / "input.png", picture)
+    project.case("photo", holds(project), of="photo")
+    assert project.check().last == "audit: met (0): 1 confirmed"
+    Image.new("RGB", (96, 96), "blue").save(picture)
+    project.case("photo", holds(project) | {"baseline": held(project)["baseline"]}, of="photo")
+    run = project.check("--update")
+    assert (run.code, run.last) == (3, "audit: could not run (3): 1 error")
+    told = "photo: is of another picture than photo.png is now. `vsp-report run photo` makes it again."
+    assert told in run.out and not (project.folder / "cases" / "baselines").exists()
+    # What is not here cannot be compared.
+    picture.unlink()
+    project.case("photo", holds(project), of="photo", needs="image")
+    assert project.check().last == "audit: met (0): 1 confirmed"
+
+
+@pytest.mark.parametrize("part", ["model", "SAE"])
+def test_a_recording_of_another_model_confirms_nothing(project: Project, part: str) -> None:
+    project.case("chair", holds(project))
+    recording = load_recording(project.recordings / "chair")
+    made = {"model": "model_sha", "SAE": "sae_sha"}[part]
+    sha = getattr(recording.provenance, made)
+    for other, code in (("0" * 64, 3), ("0" * 40, 0), ("", 0), (sha, 0)):  # a commit of a hub is believed
+        provenance = replace(recording.provenance, **{made: other})
+        name = recording.image.file
+        save_recording(project.recordings / "chair", replace(recording, provenance=provenance),
+                       {name: project.made["chair"] / name})  # fmt: skip
+        run = project.check()
+        assert run.code == code, run.out
+        assert (f"is of another {part} than sketchworld" in run.out) == (code == 3)
 
 
 def test_what_expects_nothing_is_new(project: Project) -> None:
@@ -265,6 +301,29 @@ def test_no_baseline_is_written_in_ci(project: Project, monkeypatch: pytest.Monk
     assert run.code == 2 and run.err.startswith("error: --update: writes no baselines in CI")
     assert not (project.folder / "cases" / "baselines").exists()
     assert project.check().code == 6
+
+
+def test_a_baseline_is_of_the_picture_that_was_seen(project: Project) -> None:
+    shutil.copy(project.made["photo"] / "images" / "input.png", "cases/photo.png")
+    project.case("photo", held(project), of="photo")
+    assert project.check("--update").code == 0
+    # The same bytes under another name would be the same picture; a baseline of other bytes is of another.
+    file = project.folder / "cases" / "baselines" / "photo.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"picture": "0" * 64}))
+    run = project.check()
+    assert (run.code, run.last) == (6, "audit: baseline missing or stale (6): 1 new")
+    assert "stale: it is of another picture than photo.png" in run.out
+    assert project.check("--update").code == 0 and json.loads(file.read_text()) == data
+
+
+def test_baselines_are_written_all_or_none(project: Project) -> None:
+    project.case("a", held(project))
+    file = project.case("b", held(project, **{"after.covered.p": {"abs": 0.1}}))
+    run = project.check("--update")
+    at = line_of(file, "after.covered.p")
+    assert run.code == 2 and f"b.yaml:{at}: after.covered.p was not measured, and no baseline" in run.err
+    assert not (project.folder / "cases" / "baselines").exists() and "->" not in run.out
 
 
 # --- selection and usage ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vsp_report.audit.baselines import load_baseline
+from vsp_report.audit.sources import replaced
 from vsp_report.audit.verdicts import UNMET, VERDICTS, Checked, Told, judge
 from vsp_report.audit.words import listed, one_line
 from vsp_report.case import Case
@@ -125,11 +126,13 @@ def account_schema() -> dict[str, Any]:
 
 
 def find_recording(case: Case, recordings: Path) -> Recording:
-    """The recording of a case with the case's present words; raises where there is none of this question."""
+    """The recording of a case with the case's present words; raises where there is none of this question, of this
+    picture and of this model."""
     recording = load_recording(recordings / case.id, arrays=False)
-    if recording.asked().computed() != case.computed():
-        fault = "is of another question than the case asks now"
-        raise InputError(str(recordings / case.id), fault, f"`vsp-report run {case.id}` makes it again.")
+    asks_else = recording.asked().computed() != case.computed()
+    other = "another question than the case asks now" if asks_else else replaced(recording, case.image_path)
+    if other:
+        raise InputError(str(recordings / case.id), f"is of {other}", f"`vsp-report run {case.id}` makes it again.")
     return replace(recording, case=case.resolved())
 
 
@@ -137,7 +140,7 @@ def judge_case(case: Case, recordings: Path, today: str, was: str = "") -> CaseJ
     told, why, recording = Told("error", ()), "", None
     try:
         recording = find_recording(case, recordings)
-        baseline = load_baseline(case)
+        baseline = load_baseline(case, recording)
         told = judge(recording, baseline.figures if baseline and not baseline.fault else None)
         if recording.stop is not None:
             why = recording.stop.message

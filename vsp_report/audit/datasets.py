@@ -18,6 +18,7 @@ from typing import Any
 
 from vsp_report.audit.account import COULD_NOT_RUN, MET, NO_CASES, NOT_MET, SAID
 from vsp_report.audit.rows import Row, beside
+from vsp_report.audit.sources import replaced
 from vsp_report.audit.words import one_line, share
 from vsp_report.case import Case
 from vsp_report.errors import InputError
@@ -160,8 +161,9 @@ def judge_row(row: Row, folder: Path) -> RowJudged:
         recording = load_recording(folder, arrays=False)
     except InputError as error:
         return RowJudged(**known, says="error", fault=one_line(str(error), 400))
-    if _question(recording.asked()) != _question(beside(row)[0]):
-        fault = "its recording is of another question; run it without --from-recordings"
+    asks_else = _question(recording.asked()) != _question(beside(row)[0])
+    if other := "another question" if asks_else else replaced(recording, row.image):
+        fault = f"its recording is of {other}; run it without --from-recordings"
         return RowJudged(**known, says="error", fault=fault)
     if recording.status != "ok" or recording.clean is None:
         fault = recording.stop.message if recording.stop else "the model gave no answer"

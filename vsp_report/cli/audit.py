@@ -149,10 +149,11 @@ def _run_steps(steps: Any, wanted: Any, executor: Any, around: Any) -> None:
 
 
 def _update(cases: Any, recordings: Path) -> None:
+    """All baselines or none: what cannot be written is found before the first is."""
     from vsp_report.audit import account as accounts
     from vsp_report.audit import baselines
 
-    written = 0
+    updates = []
     for case in cases:
         if not case.expect.baseline:
             continue
@@ -160,16 +161,16 @@ def _update(cases: Any, recordings: Path) -> None:
             recording = accounts.find_recording(case, recordings)
         except InputError:  # the audit says so, below
             continue
-        kept = baselines.load_baseline(case)
-        moved = baselines.updated(case, recording)
-        for one in moved:
-            was = "none" if one.before is None else f"{one.before:.6g}"
-            print(f"baseline: {case.id}: {one.figure}: {was} -> {one.after:.6g}")
-        if moved or (kept.fault and recording.status == "ok"):
-            written += 1
-            if not moved:
-                print(f"baseline: {case.id}: was {kept.fault}; its figures stay")
-    print(f"{counted(written, 'baseline')} written" if written else "no baseline has moved")
+        updates.append(baselines.update_of(case, recording))
+    needed = [one for one in updates if one is not None and one.needed]
+    for one in needed:
+        baselines.save_baseline(one)
+        for moved in one.moved:
+            was = "none" if moved.before is None else f"{moved.before:.6g}"
+            print(f"baseline: {one.case.id}: {moved.figure}: {was} -> {moved.after:.6g}")
+        if not one.moved:
+            print(f"baseline: {one.case.id}: was {one.fault}; its figures stay")
+    print(f"{counted(len(needed), 'baseline')} written" if needed else "no baseline has moved")
 
 
 def _report(args: argparse.Namespace, account: Any) -> None:
