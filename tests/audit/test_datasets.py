@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -144,6 +145,54 @@ def test_the_interval_is_wilsons() -> None:
 )
 def test_what_an_answer_says(said: str, right: str, wrong: str, which: str) -> None:
     assert datasets.says(Answered(said), right, wrong) == which
+
+
+OPTIONS = ("(a) Open", "(b) Closed")
+
+
+@pytest.mark.parametrize(
+    ("said", "contrast", "which"),
+    [
+        *[(said, OPTIONS, "wrong") for said in ("(b)", "b", "B.", "b)", "(B).", "Closed", "closed.", "(b) Closed",
+          "b. closed", "B: Closed", "The answer is (b).", "The answer is b", "Option B: it is closed",
+          "Answer: b", "It is closed, like a box")],
+        *[(said, OPTIONS, "right") for said in ("(a)", "a", "A.", "Open.", "(a) open", "a) Open", "It is a open box",
+          "(a) Open, and not closed")],
+        *[(said, OPTIONS, "") for said in ("(c)", "c", "a box", "Is it a door?", "unopened", "(a) Closed", "b. Open",
+          "(a) Open (b) Closed", "")],
+        ("a dog", ("(a) cat", "(b) dog"), "wrong"), ("a", ("(b) 3", "(a) 4"), "wrong"),
+        ("B", ("A", "B"), "wrong"), ("(A)", ("A", "B"), "right"), ("A bag", ("A", "B"), ""),
+        ("b. left", ("A. Right", "B. Left"), "wrong"), ("e.g. a cat", ("a cat", "a dog"), "right"),
+    ],
+)  # fmt: skip
+def test_a_letter_is_an_answer_of_options(said: str, contrast: tuple[str, str], which: str) -> None:
+    """Whoever reads it, and whichever of the two is the right one."""
+    from vsp_report.study.diagnose import Contrast, verdict
+
+    turned = {"right": "wrong", "wrong": "right"}
+    for (right, wrong), told in ((contrast, which), (contrast[::-1], turned.get(which, ""))):
+        assert verdict(said, Contrast(right, wrong)) == told
+        assert datasets.says(Answered(said), right, wrong) == (told or "neither")
+    for margin, meant in ((1.0, "right"), (-1.0, "wrong")):  # where both are in it, for both readers
+        found = verdict(said, Contrast(*contrast), margin)
+        assert found == (datasets.says(Answered(said, margin=margin), *contrast)).replace("neither", "")
+        assert found == which or found == meant
+
+
+def test_a_row_answered_by_the_wrong_letter_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted as not right is what a row's own run diagnoses."""
+    from vsp_report.study import evidence, rows
+
+    monkeypatch.setattr(evidence, "diagnose", lambda inquiry: "looked into")
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.jpg")
+    (row,), _ = read(tmp_path, "index,question,options,correct answer\n1,Is it open?,(a) Open (b) Closed,(a)\n")
+    contrast = row.case.contrast
+    for said in ("(b)", "b", "B.", "Closed", "a door", "(a)", "A", "open"):
+        clean = Answered(said, margin=-1.0)
+        inquiry = SimpleNamespace(case=row.case, clean=clean, subject=SimpleNamespace(look=lambda: None))
+        looked_into = rows.explain(inquiry) == "looked into"
+        assert looked_into == (datasets.says(clean, contrast.right, contrast.wrong) != "right")
+        assert looked_into == (said not in ("(a)", "A", "open"))
 
 
 # --- running ------------------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """Datasets: what many rows come to. How many are right, in how many pairs both are, and why the others are not.
 
 A row is right if the model says the right answer: in the same words, by the letter of the option, or in a sentence that
-has the right answer in it and not the wrong one. Who says neither is not right. Beside that it is counted how often the
-right answer is the likelier one, whatever is said. Shares come with Wilson's interval at 95 %. Rows that could not be
-read or run are in none of the shares; they are counted by themselves.
+has the right answer in it and not the wrong one; of a sentence that has both, the likelier one counts (`case.answers`
+says it all). Who says neither is not right. Beside that it is counted how often the right answer is the likelier one,
+whatever is said. Shares come with Wilson's interval at 95 %. Rows that could not be read or run are in none of the
+shares; they are counted by themselves.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from vsp_report.audit.rows import Row, beside
 from vsp_report.audit.sources import replaced
 from vsp_report.audit.words import one_line, share
 from vsp_report.case import Case
+from vsp_report.case.answers import side
 from vsp_report.errors import InputError
 from vsp_report.recording import Answered, Recording, load_recording
 from vsp_report.recording.plain import from_plain, schema_of, to_plain
@@ -115,34 +116,8 @@ def wilson(count: int, of: int) -> Share:
 
 
 def says(answered: Answered, right: str, wrong: str) -> str:
-    """right, wrong or neither: by words."""
-    text = _plain(answered.text)
-    forms = [_forms(answer) for answer in (right, wrong)]
-    exact = [text in one for one in forms]
-    if exact[0] != exact[1]:
-        return "right" if exact[0] else "wrong"
-    has = [any(_contains(text, form) for form in one) for one in forms]
-    if all(has):
-        # One answer may be a part of the other: then the longer one is said.
-        if _contains(_plain(right), _plain(wrong)):
-            return "right"
-        return "wrong" if _contains(_plain(wrong), _plain(right)) else "neither"
-    return "right" if has[0] else "wrong" if has[1] else "neither"
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(" .!")
-
-
-def _forms(answer: str) -> list[str]:
-    """(a) open: as a whole, by its letter, and by its words."""
-    plain = _plain(answer)
-    option = re.fullmatch(r"(\([a-z]\))\s*(.+)", plain)
-    return [plain, option[1], option[2]] if option else [plain]
-
-
-def _contains(text: str, words: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
+    """right, wrong or neither: as a diagnosis reads it, so that what is not right here is what is looked into there."""
+    return side(answered.text, right, wrong, answered.margin) or "neither"
 
 
 def _question(case: Case) -> dict[str, Any]:

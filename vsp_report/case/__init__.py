@@ -6,6 +6,7 @@
     files         files and folders of cases
     schema        the declaration as JSON Schema, and cases to start from
     written       a case's plain data as the text of a case file
+    answers       which of a contrast's two answers a text is
 """
 
 from vsp_report.case.expectations import (

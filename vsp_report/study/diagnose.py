@@ -57,11 +57,11 @@ for the other. The right answer may then come back by default, without being see
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from vsp_report.case.answers import side
 from vsp_report.maths.edits import Contrast
 from vsp_report.maths.effects import permutation_p
 from vsp_report.recording import Answered, Diagnosis, Evidence, MinimalSet, Rephrased
@@ -91,25 +91,7 @@ SUPPORTERS = 8
 
 def verdict(text: str, contrast: Contrast, margin: float | None = None) -> str:
     """right, wrong, or "" for neither: by the words of the answer, and by the margin where both are among them."""
-    text, right, wrong = (_plain(words) for words in (text, contrast.right, contrast.wrong))
-    if text in (right, wrong):
-        return "right" if text == right else "wrong"
-    has_right, has_wrong = _has(text, right), _has(text, wrong)
-    if has_right != has_wrong:
-        return "right" if has_right else "wrong"
-    if not has_right:
-        return ""
-    if _has(right, wrong) or _has(wrong, right):  # one answer is part of the other: the longer one is said
-        return "right" if len(right) > len(wrong) else "wrong"
-    return "" if margin is None else "right" if margin > 0 else "wrong"
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".!")
-
-
-def _has(text: str, words: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
+    return side(text, contrast.right, contrast.wrong, margin)
 
 
 def _counted(count: int, noun: str) -> str:
