@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from vsp_report.render.drawn import script_json
 LETTERS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
 SHARD_BYTES = 160_000
 """A file of latents is about so long at most: it is parsed in a few milliseconds."""
+NEAREST = 6
+"""So many of a latent's neighbours are on its page; the atlas's arrays have them all."""
 
 
 class Column(NamedTuple):
@@ -189,7 +192,7 @@ def _facts(atlas: Atlas) -> Iterator[Any]:
                 grid = packed[wide * starts[latent * R + r] : wide * starts[latent * R + r + 1]]
                 references.append([i, strength, atlas.pictures[i][begin:], atlas.picture_labels[i], *sizes[i],
                                    base64.b64encode(grid).decode()])  # fmt: skip
-        near = zip(neighbours_LN[latent], cosines_LN[latent], coactivations_LN[latent], strict=True)
+        near = islice(zip(neighbours_LN[latent], cosines_LN[latent], coactivations_LN[latent], strict=True), NEAREST)
         neighbours = [[n, cosine, together, references_LR[n][0] if R else -1] for n, cosine, together in near if n >= 0]
         labels = [[one.words[labels_SL[s][latent]], scores_SL[s][latent], s]
                   for s, one in enumerate(atlas.labellings) if labels_SL[s][latent] >= 0]  # fmt: skip

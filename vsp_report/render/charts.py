@@ -216,7 +216,7 @@ def heatmap(
     chosen = alt.condition("datum.on", alt.value(LIGHT["after"]), alt.value(LIGHT["soft"]))
     drawn = (
         alt.Chart(alt.Data(values=list(cells), name="cells"))
-        .mark_rect(aria=False, color=LIGHT["heat"], cursor="pointer", cornerRadius=1)
+        .mark_rect(aria=False, color=LIGHT["heat"], cursor="pointer")
         .encode(
             x=alt.X("x:Q", scale=x, axis=None), x2="x2:Q", y=alt.Y("y:Q", scale=y, axis=None), y2="y2:Q",
             opacity=alt.Opacity("shade:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.05, 1])),
