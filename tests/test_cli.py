@@ -462,3 +462,22 @@ def test_a_demo_ends_in_pages(tmp_path, monkeypatch, capsys):
     assert cli.main(["run", "--demo"]) == 0
     assert "index.html: 1 case" in capsys.readouterr().out
     assert (tmp_path / "site" / "cases" / "paper-duck-rabbit" / "index.html").is_file()
+
+
+def test_a_case_that_fails_is_3_and_one_that_needs_what_is_not_here_is_0(tmp_path, monkeypatch, capsys) -> None:
+    """A failure in a cell is a run that could not be; nothing was measured that could be met or not."""
+    tags = {"tags": ["parameters"]}
+    cell = {"cell_type": "code", "id": "a", "metadata": tags, "outputs": [], "execution_count": None}
+    cells = [cell | {"source": "case_path = ''\nout_dir = ''"}, cell | {"id": "b", "metadata": {}, "source": "1 / 0"}]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "fails.ipynb").write_text(json.dumps(notebook))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", "one"]) == cli.main(["new", "two"]) == 0
+    needs_more = Path("cases/two.yaml").read_text().replace("model: sketchworld ", "model: nowhere\nneeds: [weights]")
+    Path("cases/two.yaml").write_text(needs_more)
+    capsys.readouterr()
+    assert cli.main(["run", "--notebook", "fails.ipynb"]) == 3
+    out, err = capsys.readouterr()
+    assert out == "2 cases: 1 failed, 1 not run here\n" and "ZeroDivisionError: division by zero" in err
+    assert cli.main(["run", "two", "--force"]) == 0

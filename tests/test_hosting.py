@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,22 +88,133 @@ def test_without_ghp_import_the_error_names_the_command(project: Path, monkeypat
         hosting.parcel(Path("site"))
 
 
-def test_init_ci_writes_two_workflows_once(project: Path, capsys) -> None:
-    assert run("init-ci") == 0
+SOURCE = "git+https://example.org/lab/vsp-report@v1.2"
+
+
+def steps(file: Path) -> list[dict]:
+    (job,) = yaml.safe_load(file.read_text())["jobs"].values()
+    return job["steps"]
+
+
+def test_init_ci_writes_workflows_that_find_what_they_name(project: Path, capsys) -> None:
+    assert run("init-ci", "--from", SOURCE, "--torch-index", "https://example.org/cpu") == 0
+    assert f"runners install vsp-report from {SOURCE}" in capsys.readouterr().out
     folder = project / ".github" / "workflows"
     assert sorted(file.name for file in folder.iterdir()) == ["audit.yml", "pages.yml"]
+    parser = cli._parser()
     for file in folder.iterdir():
-        (job,) = yaml.safe_load(file.read_text())["jobs"].values()
-        commands = [step["run"] for step in job["steps"] if "run" in step]
-        assert commands[0] == "python -m pip install vsp-report"
-        parser = cli._parser()
-        for command in commands[1:]:  # each is one that this package has
+        assert yaml.safe_load(file.read_text())["env"] == {
+            "VSP_REPORT": SOURCE, "TORCH_INDEX": "https://example.org/cpu"
+        }  # fmt: skip
+        (cached,) = [step["with"] for step in steps(file) if "cache" in step.get("with", {})]
+        assert (project / cached["cache-dependency-path"]).is_file()  # else setup-python ends the job
+        install, *commands = [step["run"] for step in steps(file) if "run" in step]
+        assert install.splitlines()[-1].endswith(f'--constraint {cached["cache-dependency-path"]} "$VSP_REPORT"')
+        for command in commands:  # each is one that this package has
             parser.parse_args(command.split()[1:])
+
+
+def test_what_is_pinned_is_what_is_installed_here(project: Path) -> None:
+    """Everything that the package imports is pinned as it is, by pip's own list; nothing that only tests need is."""
+    assert run("init-ci", "--from", SOURCE) == 0
+    lines = (project / hosting.CONSTRAINTS).read_text().splitlines()
+    told = subprocess.run([sys.executable, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
+    frozen = {line.partition("+")[0].lower().replace("_", "-") for line in told.stdout.splitlines()}
+    pins = {line.replace("_", "-").replace(".", "-") for line in lines[1:]}
+    assert lines[0].startswith("# ") and pins <= {line.replace(".", "-") for line in frozen}
+    names = {line.partition("==")[0] for line in lines[1:]}
+    assert {"torch", "transformers", "nbclient", "markupsafe", "sympy"} <= names
+    assert not names & {"pytest", "ruff", "vsp-report", "dask"}
+
+
+def test_init_ci_writes_all_or_nothing(project: Path, capsys) -> None:
+    assert run("init-ci", "--from", SOURCE) == 0
+    folder = project / ".github" / "workflows"
     (folder / "audit.yml").unlink()
     capsys.readouterr()
-    assert run("init-ci") == 2
+    assert run("init-ci", "--from", SOURCE) == 2
     assert "pages.yml: is there already" in capsys.readouterr().err
     assert not (folder / "audit.yml").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("vsp-report", "vsp-report is a name without a version, and anybody may register a name"),
+        ("vsp-report>=1", "has characters that no source needs"),
+        ("git+https://example.org/lab/vsp-report", "names neither a tag nor a commit"),
+        ("git+https://ann:secret@example.org/a@v1", "holds a password, which would be committed"),
+        ("git+https://token@example.org/a@v1", "holds a password, which would be committed"),
+        ("http://example.org/vsp_report-1-py3-none-any.whl", "is neither git over https or ssh, nor a wheel"),
+        ("https://example.org/page.html", "is neither git over https or ssh, nor a wheel"),
+        ("--index-url=https://example.org", "has characters that no source needs"),
+        ("a$(touch x)", "has characters that no source needs"),
+        ("${{github.token}}", "has characters that no source needs"),
+        ("gone.whl", "gone.whl is no file here"),
+        ("../elsewhere.whl", "is outside the repository"),
+        ("site", "is neither a wheel nor a folder with a pyproject.toml"),
+        ("dist/ignored.whl", "is ignored by git, so that no runner has it"),
+    ],
+)
+def test_sources_that_a_runner_cannot_have_or_trust(project: Path, capsys, source: str, said: str) -> None:
+    (project / "dist").mkdir()
+    (project / ".gitignore").write_text("dist/\n")
+    for file in (project / "dist" / "ignored.whl", project.parent / "elsewhere.whl"):
+        file.touch()
+    assert run("init-ci", f"--from={source}") == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: --from: ") and "secret" not in err
+    assert not (project / ".github").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        (SOURCE, SOURCE),
+        ("git+ssh://git@example.org/lab/vsp-report@0123abc", "git+ssh://git@example.org/lab/vsp-report@0123abc"),
+        ("https://example.org/vsp_report-1-py3-none-any.whl", "https://example.org/vsp_report-1-py3-none-any.whl"),
+        ("our-vsp-report==1.2.0", "our-vsp-report==1.2.0"),
+        ("tools/vsp_report-1-py3-none-any.whl", "./tools/vsp_report-1-py3-none-any.whl"),
+        ("tools", "./tools"),
+    ],
+)
+def test_sources_that_a_runner_can_have(project: Path, source: str, written: str) -> None:
+    (project / "tools").mkdir()
+    (project / "tools" / "vsp_report-1-py3-none-any.whl").touch()
+    (project / "tools" / "pyproject.toml").touch()
+    assert hosting.source_of(source, project) == written
+
+
+@pytest.mark.parametrize(
+    ("told", "source"),
+    [
+        ({"url": "https://ann:secret@example.org/a.git", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}},
+         f"git+https://example.org/a.git@{'0' * 40}"),
+        ({"url": "ssh://git@example.org/a.git", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}},
+         f"git+ssh://git@example.org/a.git@{'0' * 40}"),
+        ({"url": "file:///a.git", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}}, None),
+        ({"url": "file:///a", "dir_info": {"editable": True}}, None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_without_a_source_it_is_where_this_one_came_from(project: Path, monkeypatch, capsys, told, source) -> None:
+    class Installed:
+        requires, version = (), "1"
+
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return json.dumps(told) if told else None
+
+    monkeypatch.setattr(hosting.metadata, "distribution", lambda name: Installed())
+    assert run("init-ci") == (0 if source else 2)
+    out, err = capsys.readouterr()
+    assert f"from {source}\n" in out if source else "--from: is not given" in err
+
+
+@pytest.mark.parametrize("index", ["example.org/cpu", "http://example.org/cpu", "https://example.org/$(x)"])
+def test_an_index_is_an_address(project: Path, capsys, index: str) -> None:
+    assert run("init-ci", "--from", SOURCE, "--torch-index", index) == 2
+    assert "--torch-index: " in capsys.readouterr().err
 
 
 def test_init_ci_is_for_repositories(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -113,5 +226,21 @@ def test_init_ci_is_for_repositories(tmp_path: Path, monkeypatch, capsys) -> Non
 def test_in_a_checkout_of_this_package_workflows_install_that(project: Path) -> None:
     (project / "vsp_report").mkdir()
     (project / "vsp_report" / "__init__.py").touch()
-    hosting.write_workflows(project)
-    assert "pip install --constraint constraints.txt ." in (project / ".github/workflows/pages.yml").read_text()
+    assert hosting.write_workflows(project).source == "."
+    assert not (project / hosting.CONSTRAINTS).exists()
+    text = (project / ".github/workflows/pages.yml").read_text()
+    assert 'pip install --constraint constraints.txt "$VSP_REPORT"' in text and 'VSP_REPORT: "."' in text
+
+
+def test_the_action_installs_as_the_workflows_do(root: Path) -> None:
+    """And does what the workflow `audit` does, step by step."""
+    action = yaml.safe_load((root / "action.yml").read_text())["runs"]["steps"]
+    workflow = steps(root / "templates/ci/audit.yml")
+    install = [next(s["run"] for s in of if "pip install" in s.get("run", "")) for of in (action, workflow)]
+    for there, here in (('"$ACTION/constraints.txt"', "{constraints}"), ('"$ACTION"', '"$VSP_REPORT"')):
+        install[0] = install[0].replace(there, here)
+    assert install[0].split() == install[1].split()
+    kept = [[s["uses"] for s in of if "artifact" in s.get("uses", "")] for of in (action, workflow)]
+    assert kept[0] == kept[1] == ["actions/upload-artifact@v4"]
+    for command in ("vsp-report check", "vsp-report audit", "vsp-report build"):
+        assert all(any(command in step.get("run", "") for step in of) for of in (action, workflow))

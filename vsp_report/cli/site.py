@@ -47,7 +47,12 @@ def add(rooms: Any) -> None:
     publish.add_argument("--remote", default="origin", metavar="NAME", help="(default: %(default)s)")
     publish.add_argument("--branch", default="gh-pages", metavar="NAME", help="(default: %(default)s)")
     publish.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
-    command(rooms, "init-ci", "write GitHub workflows that publish the site and audit the cases", _init_ci)
+    ci = command(rooms, "init-ci", "write GitHub workflows that publish the site and audit the cases", _init_ci)
+    ci.add_argument("--from", dest="source", metavar="SOURCE", help="where runners get vsp-report: a git address with "
+                    "a tag or commit, a wheel in the repository, or NAME==VERSION (default: from where this one came, "
+                    "if that was git)")  # fmt: skip
+    ci.add_argument("--torch-index", default="", metavar="URL", help="where torch is without CUDA, a much smaller "
+                    "download: the address of PyTorch's index for CPUs")  # fmt: skip
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -118,6 +123,10 @@ def _publish(args: argparse.Namespace) -> int:
 def _init_ci(args: argparse.Namespace) -> int:
     from vsp_report import hosting
 
-    for file in hosting.write_workflows(Path()):
+    written = hosting.write_workflows(Path(), args.source, args.torch_index)
+    for file in written.files:
         print(f"written: {file}")
+    print(f"runners install vsp-report from {written.source}")
+    if not written.torch_index:
+        print("and torch as their index has it, which may be with CUDA; --torch-index names one without")
     return 0
