@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -89,7 +90,7 @@ YARD = (
 
 def test_a_latent_among_32768_opens_at_once(page: Page, large: Path) -> None:
     """In a tenth of a second on a machine that does nothing else. How busy it is says a loop that takes about as long:
-    opening a latent takes no longer than two of it."""
+    opening a latent mostly takes no longer than one and a half of it."""
     opened(page, (large / MAIN / "index.html").as_uri())
     alive = load_atlas(large / MAIN).alive_L
     ratios = []
@@ -102,7 +103,7 @@ def test_a_latent_among_32768_opens_at_once(page: Page, large: Path) -> None:
             f" const look = () => {READY} === '{latent}' && document.querySelector('.contact canvas')"
             " ? done(performance.now() - start) : setTimeout(look, 2); look(); })"
         ) / yard)  # fmt: skip
-    assert min(ratios) < 2, ratios
+    assert median(ratios) < 1.5, ratios
     assert page.logged == []
     assert all(address.startswith(("file:", "about:")) for address in page.asked)
 
