@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -283,11 +284,68 @@ def test_goals_decide_the_code(ran: Path, capsys, monkeypatch) -> None:
     assert run.code == 1 and run.last.startswith("audit: not met (1): ")
 
 
-@pytest.mark.parametrize("words", [["chair"], ["--update"], ["--only", "x"], ["--accuracy", "110%"], ["--model", ""]])
-def test_usage_of_data_sets(project: Project, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["chair"], "Leave CASE away."),
+        (["--update"], "Leave --update away."),
+        (["--only", "x", "--fail-on", "unstable"], "Leave --only and --fail-on away."),
+        (["--recordings", "x", "--from-recordings"], "Leave --recordings away."),
+        (["--no-history"], "Leave --no-history away."),
+        (["--junit", "j.xml"], "Leave --junit away."),
+        (["--accuracy", "110%"], "is no share"),
+        (["--model", ""], "needs a model"),
+    ],
+)
+def test_usage_of_data_sets(project: Project, words: list[str], told: str) -> None:
     Path("pairs.csv").write_text(HEAD)
     run = project.audit("--dataset", "pairs.csv", *words)
-    assert run.code == 2 and run.err.startswith("error: ")
+    assert run.code == 2 and run.err.startswith("error: ") and told in run.err
+
+
+def test_a_mistyped_site_of_a_data_set_is_not_made(project: Project) -> None:
+    Path("pairs.csv").write_text(HEAD + "a,scene:people/1,?,x,y,,\n")
+    run = project.audit("--dataset", "pairs.csv", "--from-recordings", "--out", "siet")
+    assert run.code == 2 and "siet/datasets/pairs/recordings: is no folder of recordings." in run.err
+    assert not Path("siet").exists()
+
+
+def test_a_data_set_alone_makes_a_site(ran: Path, capsys, monkeypatch, tmp_path: Path) -> None:
+    """With no case beside it; the command that the audit names is the one that makes its page."""
+    run = again(ran, capsys, monkeypatch, "--from-recordings")
+    (said,) = [line for line in run.out.splitlines() if line.startswith("page ")]
+    page, command = re.fullmatch(r"page +(\S+), once `vsp-report (.*)` has made it", said).groups()
+    assert not (ran / "site" / "recordings").exists()
+    assert cli.main(command.split()) == 0 and "0 cases" in capsys.readouterr().out
+    html = Path(page).read_text()
+    assert html.count("<tr id=") == 3 and "datasets/pairs/index.html" in Path("site/audit.html").read_text()
+    assert 'href="audit.html"' in Path("site/index.html").read_text()
+    # A folder that is named and is not there is still a mistake, and so is a site with nothing in it.
+    for words in (["--recordings", "gone"], ["--out", str(tmp_path / "empty")]):
+        assert cli.main(["build", *words]) == 2
+        assert "is no folder of recordings" in capsys.readouterr().err
+    assert not (tmp_path / "empty").exists()
+
+
+def test_github_is_told_of_a_data_set(ran: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    (ran / "summary.md").unlink(missing_ok=True)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    text = (ran / "pairs.csv").read_text()
+    (ran / "pairs.csv").write_text(
+        "\n".join([HEAD.strip(), *ROWS, f"x,scene:people/77,{SITTING},,", "y,gone.png,?,a,b,,"])
+    )
+    run = again(ran, capsys, monkeypatch, "--from-recordings", "--accuracy", "100%")
+    commands = [line for line in run.out.splitlines() if line.startswith("::")]
+    assert [re.match(r"::error file=pairs.csv,line=(\d+),title=([a-z0-9-]+)::", one).groups() for one in commands] == [
+        ("5", "row-4"), ("6", "pairs")]  # fmt: skip
+    told = (ran / "summary.md").read_text()
+    assert told.startswith("### audit") and "| right |" in told and "row&#45;4" in told and "gone.png" in told
+    (ran / "pairs.csv").write_text("\n".join([HEAD.strip(), *ROWS, ""]))
+    run = again(ran, capsys, monkeypatch, "--from-recordings", "--pairs", "100%", "--accuracy", "100%")
+    assert run.code == 1 and "::error file=pairs.csv,line=1,title=pairs::audit: not met (1): right" in run.out
+    assert "::" not in again(ran, capsys, monkeypatch, "--from-recordings", "--no-github").out
+    (ran / "pairs.csv").write_text(text)
 
 
 def test_a_data_set_without_rows_has_none_to_audit(project: Project) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -88,8 +91,14 @@ def _junit_keeps_kinds_apart(account: Account) -> None:
     assert re.fullmatch("[12]/3", rate)
     failure = cases["not-corrected"].find("failure")
     assert failure.get("type") == "not corrected" and failure.text.startswith("cases/not-corrected.yaml:")
-    asked = ET.fromstring(junit.junit(replace(account, code=4)))
-    assert asked.find(".//testcase[@name='unstable']/failure") is not None
+    asked = ET.fromstring(junit.junit(replace(account, fail_on_unstable=True)))  # though the code is 3
+    assert asked.find(".//testcase[@name='unstable']/failure") is not None and asked.get("failures") == "5"
+    # A review that is due is told where its day stands, and fails nothing.
+    (late,) = [case for case in suite.iter("testcase") if case.find("system-out") is not None]
+    at = line_of(Path("cases/beyond.yaml"), "review_by")
+    assert late.find("system-out").text == f"cases/beyond.yaml:{at}: to be reviewed by 2020-01-01"
+    due = {one.get("name"): one.get("value") for one in cases["beyond"].iter("property")}
+    assert due["to be reviewed by"] == "2020-01-01" and "to be reviewed by" not in values
 
 
 def _sarif_is_valid_and_points_at_lines(account: Account) -> None:
@@ -109,9 +118,9 @@ def _sarif_is_valid_and_points_at_lines(account: Account) -> None:
         ("without-baseline", "baseline"),
     }  # fmt: skip
     file = Path("cases/not-corrected.yaml")
-    at = next(one["locations"][0]["physicalLocation"]["region"] for one in run["results"]
-              if one["ruleId"] == "vsp/not-corrected")  # fmt: skip
-    assert at["startLine"] == line_of(file, "gt:")
+    at = {one["ruleId"]: one["locations"][0]["physicalLocation"]["region"]["startLine"] for one in run["results"]}
+    assert at["vsp/not-corrected"] == line_of(file, "gt:")
+    assert at["vsp/review"] == line_of(Path("cases/beyond.yaml"), "review_by:")
     # The same finding is the same one wherever its line moves to.
     moved = replace(account, cases=tuple(replace(one, line=one.line + 7) for one in account.cases))
     prints = [one["partialFingerprints"] for one in json.loads(sarif.sarif(moved))["runs"][0]["results"]]
@@ -125,7 +134,11 @@ def _annotations_point_at_lines(account: Account) -> None:
     lines = github.annotations(account)
     assert all(re.fullmatch(r"::(error|warning) file=cases/[a-z-]+\.yaml,line=\d+,title=[a-z-]+::.+", x) for x in lines)
     assert sum(line.startswith("::error") for line in lines) == 6
-    assert next(line for line in lines if line.startswith("::warning")).endswith("to be reviewed by 2020-01-01")
+    late = next(line for line in lines if line.startswith("::warning"))
+    at = line_of(Path("cases/beyond.yaml"), "review_by:")
+    assert late.endswith("to be reviewed by 2020-01-01") and f"file=cases/beyond.yaml,line={at}," in late
+    asked = github.annotations(replace(account, fail_on_unstable=True))
+    assert sum(line.startswith("::error") for line in asked) == 7  # and unstable
 
 
 def _the_code_is_the_worst_that_is_true(account: Account) -> None:
@@ -187,6 +200,33 @@ def test_answers_are_text_in_every_report(project: Project) -> None:
     assert len(github.annotations(account)) == 1 and "\n" not in github.annotations(account)[0]
     assert "\x1b" not in "".join(terminal.table(account)) and "<script>" not in github.summary(account)
     jsonschema.validate(json.loads(sarif.sarif(account)), PART)
+
+
+@pytest.mark.parametrize("ways", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_who_stops_reading_changes_no_exit_code(project: Project, ways: dict[str, str]) -> None:
+    """As in `vsp-report audit | head -0`: the reports are whole, and the code is the audit's own."""
+    project.case("chair", expectation(project, "not corrected"))
+    words = ["audit", "--from-recordings", "--junit", "j.xml", "--json", "a.json", "--github"]
+    env = os.environ | ways | {"GITHUB_STEP_SUMMARY": "summary.md"}
+    run = subprocess.Popen([sys.executable, "-m", "vsp_report", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           env=env)  # fmt: skip
+    run.stdout.close()
+    assert (run.wait(60), run.stderr.read()) == (1, b"")
+    run.stderr.close()
+    assert ET.parse("j.xml").getroot().get("failures") == "1" and json.loads(Path("a.json").read_text())["code"] == 1
+    assert "not corrected" in Path("summary.md").read_text()
+
+
+def test_unstable_is_asked_to_fail_in_the_audit_itself(project: Project) -> None:
+    """Another case that is not met hides it in the exit code, and nowhere else."""
+    name, found = varying(project)
+    project.case("unstable", {"after": {name: {"p": {"le": found[0]}}}}, of="seeds")
+    project.case("unmet", expectation(project, "not corrected"))
+    for words, failures in (([], "1"), (["--fail-on", "unstable"], "2")):
+        run = project.check("--junit", "j.xml", "--json", "a.json", "--github", *words)
+        assert run.code == 1 and ET.parse("j.xml").getroot().get("failures") == failures
+        assert run.out.count("::error ") == int(failures)
+        assert json.loads(Path("a.json").read_text())["fail_on_unstable"] == bool(words)
 
 
 def test_history_grows_by_a_line_and_refuses_what_is_none(project: Project) -> None:

@@ -350,15 +350,25 @@ def test_a_folder_without_cases_has_none_to_select(project: Project) -> None:
     [
         (["--recordings", "there"], "--recordings: is for checking without running."),
         (["--from-recordings", "--force"], "--from-recordings: runs nothing."),
+        (["--from-recordings", "--jobs", "2", "--device", "cpu"], "Leave --jobs and --device away."),
         (["--from-recordings", "--junit", "nowhere/j.xml"], "its folder does not exist"),
+        *((["--from-recordings", word, "cases"], "error: cases: is a folder.") for word in ("--junit", "--sarif",
+          "--json")),
+        (["--from-recordings", "--out", "siet"], "siet/recordings: is no folder of recordings."),
+        (["--from-recordings", "--out", "siet", "--recordings", "site/recordings"], "siet: is no folder, and holds"),
+        *(([*word.split(), "--from-recordings"], f"error: {word.split()[0]}: is of a data set. Name it with --dataset.")
+          for word in ("--accuracy 60%", "--pairs 1", "--model x", "--sae x", "--name x", "--no-diagnosis",
+                       "--diagnosis")),
         (["--from-recordings", "no-such-case"], "no-such-case: is no case file"),
         (["--fail-on", "rain"], "invalid choice"),
     ],
-)
+)  # fmt: skip
 def test_usage(project: Project, words: list[str], told: str) -> None:
     project.case("chair", holds(project))
+    before = sorted(project.folder.rglob("*"))
     run = project.audit(*words)
     assert run.code == 2 and told in run.err and run.err.startswith("error: ") and run.out == ""
+    assert sorted(project.folder.rglob("*")) == before  # and nothing is left behind
 
 
 def test_an_unknown_metric_is_an_error_with_its_line(project: Project) -> None:
@@ -378,7 +388,7 @@ def test_an_unknown_metric_is_an_error_with_its_line(project: Project) -> None:
 def test_a_review_that_is_due_is_said_and_fails_nothing(project: Project) -> None:
     file = project.case("chair", holds(project) | {"review_by": "2020-02-29"})
     run = project.check()
-    assert run.code == 0 and f"cases/chair.yaml:{line_of(file, 'expect:')}: to be reviewed by 2020-02-29" in run.out
+    assert run.code == 0 and f"cases/chair.yaml:{line_of(file, 'review_by:')}: to be reviewed by 2020-02-29" in run.out
     project.case("chair", holds(project) | {"review_by": "2999-12-31"})
     assert "reviewed" not in project.check().out
     project.case("chair", {"review_by": "2021-02-29"})

@@ -80,6 +80,8 @@ class CaseJudged:
     """missing, or stale: and why"""
     overdue: str = ""
     """the day by which the case was to be reviewed, once it has passed"""
+    review_line: int = 0
+    """of that day; 0 where it has not passed"""
     seconds: float = 0.0
     """that its run took"""
     figures: dict[str, float | str | None] | None = None
@@ -108,6 +110,8 @@ class Account:
     said: str
     """the last line that is printed"""
     cases: tuple[CaseJudged, ...]
+    fail_on_unstable: bool = False
+    """whether unstable was asked to fail: in reports it does, whatever the code tells first"""
 
 
 def account_schema() -> dict[str, Any]:
@@ -150,11 +154,13 @@ def judge_case(case: Case, recordings: Path, today: str, was: str = "") -> CaseJ
     if fault and told.verdict == "confirmed":
         told = told._replace(verdict="new")
     why = one_line(why or _why(case, told, fault), 600)
+    overdue = case.expect.overdue(today)
     path = told.failing.path if told.failing else "expect.baseline" if fault else "expect"
     return CaseJudged(
         id=case.id, title=case.title, file=shown_path(case), line=max(1, case.line_of(path)), verdict=told.verdict,
         why=why, was=was, failure=case.failure or "", tags=case.tags, model=case.model, met=told.met, runs=told.runs,
-        baseline=fault, overdue=(case.expect.review_by or "") if case.expect.overdue(today) else "",
+        baseline=fault, overdue=(case.expect.review_by or "") if overdue else "",
+        review_line=max(1, case.line_of("expect.review_by")) if overdue else 0,
         seconds=recording.provenance.seconds if recording else 0.0, figures=recording.figures() if recording else None,
         comparisons=tuple(_comparison(case, one) for one in told.checks),
     )  # fmt: skip
@@ -203,7 +209,7 @@ def make_account(
     """`created`: the time; its day decides which reviews are overdue. `was`: the verdicts of earlier audits."""
     judged = [judge_case(case, recordings, created[:10], (was or {}).get(case.id, "")) for case in cases]
     code = code_of(judged, fail_on_unstable)
-    return Account(SCHEMA, created, program, code, said(code, judged), tuple(judged))
+    return Account(SCHEMA, created, program, code, said(code, judged), tuple(judged), fail_on_unstable)
 
 
 def code_of(judged: Sequence[CaseJudged], fail_on_unstable: bool = False) -> int:

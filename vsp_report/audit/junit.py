@@ -6,6 +6,8 @@
                    fail, it is a failure like others
     skipped        needs something that is not here; nothing else is ever skipped
 
+A review that is due is told in the case's output, and fails nothing.
+
 A known failure that is confirmed is a plain pass: that the model fails is what the case claims. Written as skipped, as
 others write an expected failure, it would be read as a test that nobody ran.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from vsp_report.audit.account import UNSTABLE, Account, CaseJudged
+from vsp_report.audit.account import Account, CaseJudged
 from vsp_report.audit.verdicts import UNMET
 
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -45,7 +47,7 @@ def _kind(one: CaseJudged, account: Account) -> str:
     if one.verdict == "error" or one.baseline:
         return "error"
     if one.verdict == "unstable":
-        return "failure" if account.code == UNSTABLE else "flakyFailure"
+        return "failure" if account.fail_on_unstable else "flakyFailure"
     return "skipped" if one.verdict == "not run" else ""
 
 
@@ -63,6 +65,10 @@ def _case(one: CaseJudged, kind: str) -> ET.Element:
         if kind != "skipped":
             found.set("type", one.verdict if not one.baseline or one.verdict != "new" else "baseline")
             found.text = _text("\n".join(_lines(one)))
+    if one.overdue:
+        ET.SubElement(properties, "property", {"name": "to be reviewed by", "value": _text(one.overdue)})
+        told = ET.SubElement(case, "system-out")
+        told.text = _text(f"{one.file}:{one.review_line}: to be reviewed by {one.overdue}")
     return case
 
 

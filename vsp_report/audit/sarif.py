@@ -66,7 +66,7 @@ def _results(one: CaseJudged) -> Iterator[dict[str, Any]]:
     if one.baseline:
         yield _result(one, "baseline", one.line, f"its baseline is {one.baseline}", "baseline")
     if one.overdue:
-        yield _result(one, "review", one.line, f"it was to be reviewed by {one.overdue}", "review")
+        yield _result(one, "review", one.review_line, f"it was to be reviewed by {one.overdue}", "review")
 
 
 def _result(one: CaseJudged, rule: str, line: int, text: str, path: str) -> dict[str, Any]:

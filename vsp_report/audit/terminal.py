@@ -20,7 +20,7 @@ def table(account: Account, width: int = 100) -> list[str]:
         if one.tone == "bad":
             lines += [_cut(f"{'':<{first}}  {line}", width) for line in _unmet(one)]
         if one.overdue:
-            lines.append(_cut(f"{'':<{first}}  {one.file}:{one.line}: to be reviewed by {one.overdue}", width))
+            lines.append(_cut(f"{'':<{first}}  {one.file}:{one.review_line}: to be reviewed by {one.overdue}", width))
     return lines
 
 

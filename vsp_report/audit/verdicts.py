@@ -9,6 +9,9 @@ wrong already: whoever expects a p-value and measures none has checked nothing.
 With several seeds, each run is judged by itself, the first one like those of the other seeds. Enough of them meet
 everything: that is what counts. As many fail: so does that. Everything between is *unstable*, whichever way it leans.
 
+Figures that are held to a baseline are those of the case's own seed: whether one has *drifted* is not asked of the runs
+with other seeds.
+
 A case that expects nothing, or whose baseline is not there or is of another question, is *new*. One that needs a GPU,
 weights or a picture that are not here is *not run*, which is no verdict on it.
 """

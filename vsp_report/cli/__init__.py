@@ -10,18 +10,22 @@ crash so.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from vsp_report import __version__
 from vsp_report.cli import atlas, audit, cases, live, saes, site, world
-from vsp_report.cli.words import COULD_NOT_RUN, INTERRUPTED, Parser, said
+from vsp_report.cli.words import COULD_NOT_RUN, INTERRUPTED, Parser, lasting_output, said
 from vsp_report.errors import VspError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    with lasting_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
         code = args.command(args)
@@ -31,10 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return said(str(error), error.exit_code)
     except KeyboardInterrupt:
         return said("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # Who reads us has enough (`… | head`). Python would flush into the closed pipe once more as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.filename is None:  # not about a file: a library's own failure, which needs its traceback
             traceback.print_exc()

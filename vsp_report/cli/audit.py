@@ -14,8 +14,21 @@ from typing import Any
 
 from vsp_report import __version__
 from vsp_report.cli import datasets
-from vsp_report.cli.words import DEVICES, check_writable, command, counted, positive, seconds, share, write_whole
+from vsp_report.cli.words import (
+    DEVICES,
+    append_summary,
+    check_writable,
+    command,
+    counted,
+    positive,
+    seconds,
+    share,
+    wants_github,
+    write_whole,
+)
 from vsp_report.errors import InputError
+
+SECONDS = 3600.0
 
 
 def add(rooms: Any) -> None:
@@ -35,7 +48,8 @@ def add(rooms: Any) -> None:
     audit.add_argument("--recordings", type=Path, metavar="DIR", help="(default: the folder recordings in --out)")
     audit.add_argument("--update", action="store_true", help="write the baselines that moved further than their "
                        "tolerance, and say how far; never in CI")  # fmt: skip
-    audit.add_argument("--fail-on", choices=("unstable",), help="exit with 4 where a case is unstable")
+    audit.add_argument("--fail-on", choices=("unstable",), help="exit with 4 where a case is unstable: what it expects "
+                       "holds with some seeds and not with others (drift is that of the case's own seed)")  # fmt: skip
     made = audit.add_argument_group("reports")
     made.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
     made.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF 2.1.0, at the lines of the case files")
@@ -47,7 +61,7 @@ def add(rooms: Any) -> None:
     runs = audit.add_argument_group("what is run")
     runs.add_argument("--force", action="store_true", help="run what is recorded already, too")
     runs.add_argument("--device", choices=DEVICES, default="auto", help="(default: what the case says)")
-    runs.add_argument("--timeout", type=seconds, default=3600.0, metavar="S", help="seconds that one case may take "
+    runs.add_argument("--timeout", type=seconds, default=SECONDS, metavar="S", help="seconds that one case may take "
                       "(default: %(default)g)")  # fmt: skip
     where = runs.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=positive, default=1, metavar="N", help="how many at once (default: %(default)s)")
@@ -55,12 +69,12 @@ def add(rooms: Any) -> None:
     many = audit.add_argument_group("a data set instead of cases")
     many.add_argument("--dataset", type=Path, metavar="FILE", help="rows of pictures and questions (.csv, .jsonl): "
                       "image, question, right, wrong, and more (see vsp_report/audit/rows.py)")  # fmt: skip
-    many.add_argument("--model", default="sketchworld", metavar="NAME", help="(default: %(default)s)")
-    many.add_argument("--sae", default="sketchworld/vision.3", metavar="NAME", help="(default: %(default)s)")
+    many.add_argument("--model", metavar="NAME", help="(default: sketchworld)")
+    many.add_argument("--sae", metavar="NAME", help="(default: sketchworld/vision.3)")
     many.add_argument("--name", metavar="NAME", help="its name in the site (default: the file's)")
     many.add_argument("--accuracy", type=share, metavar="SHARE", help="exit with 1 if fewer rows are right: 60%%")
     many.add_argument("--pairs", type=share, metavar="SHARE", help="exit with 1 if in fewer pairs both are right")
-    many.add_argument("--diagnosis", action=argparse.BooleanOptionalAction, default=True, help="look for the failure "
+    many.add_argument("--diagnosis", action=argparse.BooleanOptionalAction, help="look for the failure "
                       "mode of what is not right (default: yes)")  # fmt: skip
 
 
@@ -82,6 +96,8 @@ def _audit(args: argparse.Namespace) -> int:
     recordings = args.recordings or args.out / "recordings"
     if not args.from_recordings and cases:
         _run_stale(args, cases, recordings)
+    elif cases:
+        _check_places(args, recordings)
     if args.update:
         _update(cases, recordings)
     account = accounts.make_account(
@@ -103,16 +119,41 @@ def _check_words(args: argparse.Namespace) -> None:
     if args.recordings is not None and not args.from_recordings:
         remedy = "Add --from-recordings, or name the site with --out."
         raise InputError("--recordings", "is for checking without running", remedy)
-    if args.from_recordings and (args.force or args.cluster):
-        raise InputError("--from-recordings", "runs nothing", "Leave --force and --cluster away.")
+    ways = {"--force": args.force, "--cluster": args.cluster, "--jobs": args.jobs != 1,
+            "--device": args.device != "auto", "--timeout": args.timeout != SECONDS}  # fmt: skip
+    if args.from_recordings and any(ways.values()):
+        raise InputError("--from-recordings", "runs nothing", f"Leave {_listed(ways)} away.")
     if args.update and os.environ.get("CI", "").lower() not in ("", "0", "false"):
         remedy = "Run it on your machine, look at what changes, and commit it."
         raise InputError("--update", "writes no baselines in CI (the variable CI is set)", remedy)
-    if args.dataset is not None and (args.cases or args.only or args.update or args.junit or args.sarif):
-        remedy = "Leave CASE, --only, --update, --junit and --sarif away."
-        raise InputError("--dataset", "is audited by itself", remedy)
+    of_cases = {"CASE": args.cases, "--only": args.only, "--update": args.update, "--junit": args.junit,
+                "--sarif": args.sarif, "--fail-on": args.fail_on, "--recordings": args.recordings,
+                "--no-history": args.no_history}  # fmt: skip
+    of_rows = {"--model": args.model is not None, "--sae": args.sae is not None, "--name": args.name is not None,
+               "--accuracy": args.accuracy is not None, "--pairs": args.pairs is not None,
+               "--diagnosis": args.diagnosis is True, "--no-diagnosis": args.diagnosis is False}  # fmt: skip
+    if args.dataset is not None and any(of_cases.values()):
+        raise InputError("--dataset", "is audited by itself", f"Leave {_listed(of_cases)} away.")
+    if args.dataset is None and any(of_rows.values()):
+        raise InputError(_listed(of_rows), "is of a data set", "Name it with --dataset.")
     for file in (args.junit, args.sarif, args.json):
         check_writable(file)
+
+
+def _listed(given: dict[str, Any]) -> str:
+    """The words that were given."""
+    *more, last = [word for word, value in given.items() if value]
+    return f"{', '.join(more)} and {last}" if more else last
+
+
+def _check_places(args: argparse.Namespace, recordings: Path) -> None:
+    """A mistyped folder is no audit in which everything is missing, and is not made."""
+    if not recordings.is_dir():
+        where = "--recordings" if args.recordings is not None else "--out"
+        raise InputError(str(recordings), "is no folder of recordings", f"Name another one with {where}.")
+    if not args.no_history and not args.out.is_dir():
+        remedy = "Name the site with --out, or add --no-history."
+        raise InputError(str(args.out), "is no folder, and holds no history", remedy)
 
 
 def _selected(case: Any, words: list[str]) -> bool:
@@ -183,12 +224,12 @@ def _report(args: argparse.Namespace, account: Any) -> None:
     ):
         if file is not None:
             write_whole(file, make(account))
+    on_github = wants_github(args)
+    if on_github:
+        append_summary(github.summary(account))
+    # Files first: who reads what is printed may stop in the middle.
     width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 400
     for line in terminal.table(account, width):
         print(line)
-    if args.github or (args.github is None and os.environ.get("GITHUB_ACTIONS") == "true"):
-        for line in github.annotations(account):
-            print(line)
-        if place := os.environ.get("GITHUB_STEP_SUMMARY"):
-            with open(place, "a", encoding="utf-8") as file:
-                file.write(github.summary(account))
+    for line in github.annotations(account) if on_github else ():
+        print(line)

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,30 +16,36 @@ from pathlib import Path
 from typing import Any
 
 from vsp_report import __version__, paths
-from vsp_report.cli.words import said, write_whole
+from vsp_report.cli.words import append_summary, said, wants_github, write_whole
 from vsp_report.errors import CaseError, InputError
 
+MODEL, SAE = "sketchworld", "sketchworld/vision.3"
 PORTION = 64
 """So many rows are planned and run before the next are read."""
 
 
 def audit_dataset(args: argparse.Namespace) -> int:
-    from vsp_report.audit import datasets, rows
+    from vsp_report.audit import datasets, github, rows
     from vsp_report.recording import scratch
 
     file, name = args.dataset, args.name or re.sub(r"[^a-z0-9]+", "-", args.dataset.stem.casefold()).strip("-")
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise InputError("--name", f"is {name!r}", "Use small letters, digits and hyphens.")
-    if not (args.model and args.sae):
+    model, sae = MODEL if args.model is None else args.model, SAE if args.sae is None else args.sae
+    if not (model and sae):
         raise InputError("--dataset", "needs a model and an autoencoder", "Name them with --model and --sae.")
-    asked = rows.Asked(args.model, args.sae, diagnose=args.diagnosis)
-    broken = []
+    asked = rows.Asked(model, sae, diagnose=args.diagnosis is not False)
+    broken, readable = [], False
     for row in rows.read_rows(file, asked):  # all of it once, so that a fault is said before the long part
+        readable = readable or not isinstance(row, CaseError)
         if isinstance(row, CaseError):
             broken.append(str(row))
             said(str(row), row.exit_code)
     folder = args.out / datasets.FOLDER / name
     recordings = folder / datasets.RECORDINGS
+    if args.from_recordings and readable and not recordings.is_dir():
+        remedy = "Name the site with --out and the data set with --name, or leave --from-recordings away."
+        raise InputError(str(recordings), "is no folder of recordings", remedy)
     good = (row for row in rows.read_rows(file, asked) if not isinstance(row, CaseError))
     judged: list[Any] = []
     if args.from_recordings:
@@ -52,14 +59,22 @@ def audit_dataset(args: argparse.Namespace) -> int:
     dataset = datasets.make_dataset(
         judged, broken, least_accuracy=args.accuracy, least_pairs=args.pairs,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), program=__version__, name=name, file=file.name,
-        model=args.model, sae=args.sae,
+        model=model, sae=sae,
     )  # fmt: skip
     if judged:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / datasets.FILE, datasets.dataset_json(dataset))
     if args.json is not None:
         write_whole(args.json, datasets.dataset_json(dataset))
+    on_github = wants_github(args)
+    if on_github:
+        append_summary(github.dataset_summary(dataset))
     for line in _table(dataset):
+        print(line)
+    if judged:
+        page = folder / "index.html"
+        print(f"page                 {page}, once `vsp-report build --out {shlex.quote(str(args.out))}` has made it")
+    for line in github.dataset_annotations(dataset, str(file)) if on_github else ():
         print(line)
     print(dataset.said)
     return dataset.code

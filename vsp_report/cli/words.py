@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,54 @@ DTYPES = ("float32", "bfloat16", "float16")
 def said(message: str, code: int) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """What is printed goes nowhere once nobody reads it any more (`… | head`); the command goes on to its own end, and
+    says by its own exit code what came of it."""
+    before = sys.stdout
+    if before is None:  # a program without a terminal
+        yield
+        return
+    sys.stdout = _Lasting(before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
+
+
+class _Lasting:
+    """A stream for text whose reader may go away. Only what fails in writing to it is forgiven."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._forgiven():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with self._forgiven():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # what is left in the buffer is flushed again as Python exits: into nothing
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def counted(count: int, what: str) -> str:
@@ -163,8 +213,26 @@ def _span(seconds: float) -> str:
 
 def check_writable(path: Path | None) -> None:
     """What cannot be written is said before the long part."""
-    if path is not None and not path.absolute().parent.is_dir():
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise InputError(path, "is a folder", "Name a file in it.")
+    if not folder.is_dir():
         raise InputError(path, "its folder does not exist", "Make it first.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(path, "its folder may not be written to", "Name a file elsewhere.")
+
+
+def wants_github(args: argparse.Namespace) -> bool:
+    """Whether annotations and a summary are asked for: by a word, or by where it runs."""
+    return args.github or (args.github is None and os.environ.get("GITHUB_ACTIONS") == "true")
+
+
+def append_summary(text: str) -> None:
+    if place := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(place, "a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def write_json(path: Path, data: object) -> None:

@@ -83,7 +83,9 @@ def build(recordings: Path, site: Path, *, force: bool = False, templates: Path 
           only: str = "", say: Callable[[str], None] = lambda line: None) -> Built:  # fmt: skip
     """Bring a site up to date with its recordings. `templates`: a folder whose templates stand before the bundled.
     `base_url`: where the site is published, for who shows a link to it with a picture. `only`: one case."""
-    if not recordings.is_dir():
+    # An audit or a data set may be all that a site has: where its own recordings would be, there need be none.
+    alone = recordings.resolve() == (site / RECORDINGS).resolve() and not recordings.exists() and audits.sources(site)
+    if not recordings.is_dir() and not alone:
         raise InputError(str(recordings), "is no folder of recordings", "`vsp-report run` makes one.")
     if site.exists() and not site.is_dir():
         raise InputError(str(site), "is no folder", "Name another one with --out.")
