@@ -209,3 +209,21 @@ def test_sheets_that_no_atlas_names_are_cleared(saved: Path) -> None:
     assert rooms.load_atlas(saved, verify=True) and (parent / "pictures-of-mine").is_dir() and not older.exists()
     (parent / atlas.slug / "atlas.json").write_text("{")
     assert rooms.sweep_sheets(parent) == []
+
+
+def test_where_an_atlas_goes(saved: Path) -> None:
+    """Its own place, or that of what it is made anew of; never that of another model, SAE or tap with such a name."""
+    parent, made = saved.parent, {"model": "sketchworld", "model_sha": "m", "sae": "sketchworld/vision.3",
+                                  "sae_sha": "s", "tap": "vision.3"}  # fmt: skip
+    place = lambda **other: rooms.place_of(parent, made | other)  # noqa: E731
+    assert place() == place(sae="my-sae/vision.3") == (saved.name, "")  # the same latents, whatever they are called
+    assert place(sae="mine/vision.2", sae_sha="n", tap="vision.2") == ("sketchworld-vision.2", "")
+    anew = place(sae_sha="n")
+    assert anew.slug == saved.name and "sketchworld/vision.3 changed since" in anew.note
+    others = [place(sae="my-sae/vision.3", sae_sha="n"), place(model="other/sketchworld", model_sha="o"),
+              place(sae="my-sae/vision.3", sae_sha="k")]  # fmt: skip
+    assert len({one.slug for one in others} - {saved.name}) == 3
+    assert all(one.slug.startswith(f"{saved.name}-") and "stays" in one.note for one in others)
+    assert others[0] == place(sae="my-sae/vision.3", sae_sha="n")
+    (saved / "atlas.json").write_text("{")  # what cannot be read is nobody's
+    assert place(sae="my-sae/vision.3", sae_sha="n") == (saved.name, "")

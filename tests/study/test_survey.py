@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
+import shutil
 import struct
+import subprocess
+import sys
+import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +35,12 @@ from vsp_report.atlas import (
     save_sheets,
 )
 from vsp_report.case import load_case
-from vsp_report.cli import main
-from vsp_report.errors import CheckpointError, ImageError, InputError, SteeringError
+from vsp_report.cli import _parser, main
+from vsp_report.cli.atlas import _command, _step
+from vsp_report.cli.words import Bar
+from vsp_report.errors import CheckpointError, ImageError, InputError, SteeringError, VspError
 from vsp_report.maths import projection
+from vsp_report.maths.tallies import Tally
 from vsp_report.model.checkpoints import load_sae
 from vsp_report.model.classify import load_clip
 from vsp_report.model.depends import states_sha
@@ -34,11 +48,12 @@ from vsp_report.run import executors
 from vsp_report.run.plan import foresee, look_around
 from vsp_report.sketchworld import concepts, rules
 from vsp_report.sketchworld.scene import COVERED
-from vsp_report.study import photographs, survey
+from vsp_report.study import photographs, survey, survey_atlas, survey_leftovers, survey_plan
 from vsp_report.study.evidence import cluster, look, open_case, steer_all
 from vsp_report.study.inquiry import Inquiry
 from vsp_report.study.shelved import noisy_in
 from vsp_report.study.survey_atlas import Given, Surveyed, _clusters, make_atlases
+from vsp_report.study.survey_files import load_tallies, save_tallies
 
 SAES = ("sketchworld/vision.3", "sketchworld/vision.3-relu")
 PICTURES, SHARD = 22, 6
@@ -80,11 +95,14 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[surve
     return plan, survey.survey(plan)
 
 
+def drawn(directions_LD: np.ndarray, seed: int = 0) -> np.ndarray:
+    return np.asarray(directions_LD[:, :2] * 0.4 + 0.5, np.float32).clip(0, 1)
+
+
 @pytest.fixture
 def drawn_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """A map in no time; the true one has its own test."""
-    made = lambda directions_LD, seed=0: np.asarray(directions_LD[:, :2] * 0.4 + 0.5, np.float32).clip(0, 1)  # noqa: E731
-    monkeypatch.setattr(projection, "map_of", made)
+    monkeypatch.setattr(projection, "map_of", drawn)
 
 
 @pytest.fixture
@@ -340,6 +358,7 @@ def test_concepts_lie_where_the_scene_has_them() -> None:
         ("image,label\n", "labels nothing"),
         ("latent,label\nfive,chair\n", ":2: latent is 'five'"),
         ("latent,label\n5,\n", ":2: is '5,'"),
+        ("latent,label\n\n\n5,chair\n\nsix,chair\n", ":6: latent is 'six'"),
     ],
 )
 def test_tables_that_are_none(tmp_path: Path, text: str, fault: str) -> None:
@@ -399,11 +418,361 @@ def test_the_command(folder: Path, tmp_path: Path, drawn_map: None, capsys: pyte
     assert sorted(p.name for p in (tmp_path / "atlas").iterdir()) == [atlas.sheets.folder, atlas.slug]
 
 
-def test_processes_are_others() -> None:
-    import os
+def test_the_command_makes_the_atlas_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that changes what an atlas says stands in it, in quotes where it must, and no folder of this machine
+    does."""
+    said = ["--model", "sketchworld", "--sae", "/somewhere/my sae", "--images", ".", "--tap", "vision.3", "--n", "9",
+            "--words", "lists/words.txt", "--dtype", "bfloat16", "--no-control", "--jobs", "2"]  # fmt: skip
+    monkeypatch.chdir(folder)
+    command = _command(_parser().parse_args(["atlas", *said]))
+    again = shlex.split(command)[1:]
+    assert str(folder) not in command and folder.name in again and "my sae" in again
+    found, made = (vars(_parser().parse_args(words)) for words in (["atlas", *said], again))
+    assert (made["dtype"], made["n"], made["clip"]) == ("bfloat16", 9, "sketchworld-clip")
+    differ = {name for name in found if found[name] != made[name]}
+    assert differ == {"sae", "images", "words", "clip", "jobs"}
 
-    with executors.processes(1) as executor:
-        assert executor.submit(os.getpid).result() != os.getpid()
+
+# --- where it runs -----------------------------------------------------------------------------------------------
+
+
+def command(folder: str | Path, out: Path, *more: str) -> list[str]:
+    return ["atlas", "--model", "sketchworld", "--sae", SAES[0], "--images", str(folder), "--out", str(out), *more]
+
+
+def written(out: Path) -> dict[str, bytes]:
+    """Every file of the atlases below, but the command that made them."""
+    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return {name: re.sub(rb'"command": "[^"]*"', b"", data) for name, data in files.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes, in this process; cut in several shards, as a large folder would be."""
+    out = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey_plan, "_shard_size", lambda n: SHARD)
+        patch.setattr(projection, "map_of", drawn)
+        assert main(command(folder, out, "--jobs", "1")) == 0
+    return out
+
+
+@pytest.fixture
+def in_shards(monkeypatch: pytest.MonkeyPatch, drawn_map: None) -> None:
+    monkeypatch.setattr(survey_plan, "_shard_size", lambda n: SHARD)
+
+
+def test_two_processes_make_the_same_atlas(alone: Path, folder: Path, tmp_path: Path, in_shards: None) -> None:
+    assert main(command(folder, tmp_path, "--jobs", "2")) == 0
+    assert written(tmp_path) == written(alone)
+
+
+def test_a_cluster_makes_the_same_atlas_of_a_folder_with_a_relative_name(
+    alone: Path, folder: Path, tmp_path: Path, in_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers work elsewhere, where no such folder is."""
+    import distributed
+
+    quiet = {"silence_logs": 50, "dashboard_address": None}
+    monkeypatch.chdir(tmp_path)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, **quiet) as cluster:
+        monkeypatch.chdir(folder)
+        assert main(command(".", tmp_path / "out", "--cluster", cluster.scheduler_address)) == 0
+    assert written(tmp_path / "out") == written(alone)
+
+
+def killed() -> None:
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_said_in_a_line(whole: tuple, folder: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    plan = survey.plan(asked(folder), tmp_path)
+    with executors.processes(1) as executor, pytest.raises(VspError, match=r"a worker died.*--memory.*goes on"):
+        executor.submit(killed)
+        survey.survey(plan, executor)
+
+    class KilledWorker(Exception):
+        """As a Dask cluster raises it."""
+
+    class Cluster(ThreadPoolExecutor):
+        def submit(self, *asked: object) -> Future:
+            task: Future = Future()
+            task.set_exception(KilledWorker("survey_shard", "tcp://10.0.0.1:1", 3))
+            return task
+
+    with Cluster() as executor, pytest.raises(VspError, match="a worker died"):
+        survey.survey(plan, executor)
+    # Less memory is the same survey: it goes on.
+    assert survey.plan(asked(folder, memory_bytes=1 << 20), tmp_path).folder == plan.folder
+
+
+def test_parts_of_different_machines_are_not_mixed(folder: Path, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    plan = survey.plan(asked(folder), tmp_path)
+    survey.survey_shard(str(plan.folder), 0)
+    surveyor = survey._surveyor(str(plan.folder), plan.facts["key"])
+    monkeypatch.setattr(surveyor, "made", surveyor.made | {"device_class": "cuda sm_90"})
+    survey.survey_shard(str(plan.folder), 1)
+    with pytest.raises(VspError, match="do not fit together: cpu in float32 and cuda sm_90 in float32"):
+        survey.merge_files(str(plan.folder), [f"tally-00000{k}-00000{k}.npz" for k in (0, 1)])
+    # What an atlas says of it is the workers' device, not this process'.
+    monkeypatch.setattr(survey_atlas, "made_on", lambda tallies: surveyor.made)
+    one = SimpleNamespace(n_pictures=1, n_patches=1)
+    provenance = survey_atlas._provenance(plan, 0, one, load_sae(paths.bundled(SAES[0])), [], "", surveyor.made)
+    assert provenance.device_class == "cuda sm_90"
+
+
+def test_a_folder_that_is_gone_is_no_broken_picture(folder: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    here = tmp_path / "pictures"
+    shutil.copytree(folder, here)
+    plan = survey.plan(asked(here), tmp_path)
+    here.rename(tmp_path / "moved")
+    with pytest.raises(VspError, match="is not there"):
+        survey.survey(plan)
+    # The folder is there again, and empty, as a share that is not mounted is.
+    here.mkdir()
+    with pytest.raises(VspError, match=r"could be read before and now cannot.*goes on"):
+        survey.survey(plan)
+    assert plan.folder.is_dir() and not survey.finished(plan)
+    shutil.rmtree(here)
+    (tmp_path / "moved").rename(here)
+    assert survey.load_tallies(plan, survey.survey(plan).name)[0][0].n_pictures == PICTURES
+
+
+def test_pictures_that_failed_for_a_while_are_no_atlas(whole: tuple, tmp_path: Path, drawn_map: None) -> None:
+    """Workers that cannot read what can be read here; and tallies of nothing at all."""
+    plan, tallies = whole
+    held = load_tallies(plan, tallies.name)
+    copy = replace(plan, folder=tmp_path)
+    broken = [[number, plan.source.name(number), "no such file"] for number in range(10)]
+    save_tallies(copy, 0, plan.shards - 1, *held[:2], broken, {"device_class": "cpu"})
+    with pytest.raises(VspError, match=r"10 of 25 pictures could not be read.*but now .* can.*remove"):
+        survey.survey(copy)
+    nothing = [Tally(plan.frame(k)) for k in range(len(plan.facts["dictionaries"]))]
+    every = [[number, plan.source.name(number), "no such file"] for number in range(len(plan.source))]
+    save_tallies(copy, 0, plan.shards - 1, nothing, {}, every, {"device_class": "cpu"})
+    with pytest.raises(VspError, match="25 of 25 pictures could not be read"):
+        survey.survey(copy)
+    with pytest.raises(InputError, match="no picture of it could be read"):
+        make_atlases(copy, tmp_path / tallies.name, tmp_path, command="")
+    assert not (tmp_path / "atlas").exists()
+
+
+# --- what is on the disk -----------------------------------------------------------------------------------------
+
+
+def test_tallies_are_merged_as_they_arrive(whole: tuple, folder: Path, tmp_path: Path) -> None:
+    """Of 25 shards never more than a few lie there, whatever the order in which they come."""
+    one_each = replace(asked(folder), shard=1)
+    most, order = [], np.random.default_rng(0).permutation(PICTURES + len(BROKEN))
+
+    class Shuffled(ThreadPoolExecutor):
+        """One task after the other; shards in another order than they are asked for."""
+
+        def submit(self, call: Callable, *words: object) -> Future:
+            if call is survey.survey_shard:
+                words = (words[0], int(order[words[1]]), *words[2:])
+            return super().submit(call, *words)
+
+    for executor in (None, ThreadPoolExecutor(1)):
+        plan = survey.plan(one_each, tmp_path / str(executor is None))
+        count = lambda progress, plan=plan: most.append(len(survey.finished(plan)))  # noqa: E731
+        merged = survey.survey(plan, executor, count)
+        assert contents(merged) == contents(whole[1])
+        assert [path.name for path in plan.folder.glob("tally-*")] == [merged.name]
+    assert max(most[: len(most) // 2]) <= 8
+
+
+@pytest.mark.parametrize("arriving", range(3))
+def test_any_order_of_arrival_ends_in_one_file(arriving: int) -> None:
+    """The tree alone, of a thousand shards: few files at any time, where few are out of turn."""
+    chance, shards, held, most = np.random.default_rng(arriving), 1000, {}, 0
+    order = np.argsort(np.arange(shards) + chance.uniform(0, 8, shards))
+    for shard in map(int, order):
+        held[shard, shard] = "one"
+        while group := survey._complete(held, shard, shards):
+            survey._take(held, group, "more")
+        most = max(most, len(held))
+    assert list(held) == [(0, shards - 1)] and most < 30
+
+
+@pytest.mark.parametrize("fault", ["cut", "changed", "empty"])
+def test_a_damaged_tally_is_surveyed_again(fault: str, whole: tuple, folder: Path, tmp_path: Path) -> None:
+    plan = survey.plan(asked(folder), tmp_path)
+    for shard in (0, 1):
+        survey.survey_shard(str(plan.folder), shard)
+    damaged = plan.folder / "tally-000001-000001.npz"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 255
+    damaged.write_bytes({"cut": data[: len(data) // 2], "changed": data, "empty": b""}[fault])
+    said: list[survey.Progress] = []
+    assert contents(survey.survey(plan, None, said.append)) == contents(whole[1])
+    assert said[0].done == SHARD
+
+
+def test_a_shard_does_not_read_the_whole_plan_again(whole: tuple, folder: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    plan, read = survey.plan(asked(folder), tmp_path), []
+    monkeypatch.setattr(
+        survey.Plan, "read", lambda place, read_plan=survey.Plan.read: read.append(1) or read_plan(place)
+    )
+    survey.survey(plan)
+    assert len(read) <= 2 < plan.shards
+
+
+def test_what_nobody_goes_on_with_is_told_and_what_cannot_go_on_is_cleared(
+    whole: tuple, folder: Path, tmp_path: Path, in_shards: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = tmp_path / "atlas"
+    waiting, ended, other, fresh = (survey.plan(asked(folder, seed=seed), parent).folder for seed in (1, 2, 3, 4))
+    (ended / survey_leftovers.DONE).touch()
+    for one in (other, fresh):
+        told = json.loads((one / "key.json").read_text()) | {"package_sha": "another"}
+        (one / "key.json").write_text(json.dumps(told))
+    for path in (*other.iterdir(), other):
+        os.utime(path, (1, 1))
+    assert main(command(folder, tmp_path, "--jobs", "1")) == 0
+    said = capsys.readouterr().err
+    assert "2 surveys have not ended" in said and waiting.name in said and fresh.name in said and "MiB" in said
+    assert sorted(path.name for path in parent.glob(".*")) == sorted([waiting.name, fresh.name])
+
+
+def test_memory_is_for_pictures_of_any_size(tmp_path: Path) -> None:
+    """Pictures of 5 megapixels: what is open at once follows --memory, and not the batch, which would hold them all."""
+    from PIL import Image
+
+    large = Image.linear_gradient("L").resize((2592, 1944)).convert("RGB")
+    for k in range(16):
+        large.save(tmp_path / f"{k:02}.jpg", quality=60 + k)
+    program = """
+import resource, sys
+from vsp_report.study import photographs, survey, survey_atlas, survey_leftovers, survey_plan
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+asked = lambda n: survey.Asked("sketchworld", ("sketchworld/vision.3",), photographs.open_source(sys.argv[1], n),
+                               device="cpu", shard=64, memory_bytes=64 << 20)
+for n in (1, 16):
+    plan = survey.plan(asked(n), sys.argv[1])
+    survey.survey_shard(str(plan.folder), 0, 64 << 20)
+    print(most())
+"""
+    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    one, many = map(float, ran.stdout.split())
+
+    assert many - one < 160, f"{many - one:.0f} MiB more; held whole they would take 320"
+
+
+def test_pictures_are_read_ahead_no_further_than_fits(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for k in range(12):
+        Image.new("RGB", (100, 100 + k)).save(tmp_path / f"{k:02}.png")
+    (tmp_path / "05.png").write_text("no picture")
+    source, entered = photographs.open_source(str(tmp_path)), []
+    room = lambda n: n * photographs.PIXEL_BYTES * 100 * 115  # noqa: E731
+
+    def at_most(bytes_open: int) -> int:
+        """How many are decoded when the first one is looked at."""
+        entered.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            enter = photographs._Room.enter
+            patch.setattr(photographs._Room, "enter", lambda self, *w: (enter(self, *w), entered.append(w)))
+            stream = photographs.stream(source, range(12), 12, bytes_open)
+            first = next(stream)
+            time.sleep(0.2)
+            found = len(entered)
+            assert [first.number, *(one.number for one in stream)] == list(range(12))
+        return found
+
+    assert at_most(0) == 1 and at_most(room(3)) == 3 and at_most(room(100)) == 12
+    # Who has seen enough leaves no thread behind that waits.
+    stream = photographs.stream(source, range(12), 12, 0)
+    next(stream)
+    stream.close()
+
+
+def test_pixels_are_what_the_whole_picture_gives(folder: Path) -> None:
+    """Made ready one by one as in a batch, to the last bit."""
+    import torch
+
+    from vsp_report.model.feeding import Feeder
+    from vsp_report.model.taps import Tap
+    from vsp_report.study.survey_reading import ready
+
+    vlm = survey_plan.kept_vlm("sketchworld", "cpu", None)
+    source, feeder = photographs.open_source(str(folder)), Feeder(vlm, [Tap.parse("vision.3")])
+    found = [one for batch in ready(source, feeder, range(len(source)), 4, 1 << 20, 32) for one in batch]
+    assert tuple(source.name(one.photograph.number) for one in found if one.prompt is None) == BROKEN
+    for one in found:
+        if one.prompt is not None:
+            image = photographs.read_picture(folder / source.name(one.photograph.number))
+            torch.testing.assert_close(
+                one.prompt.inputs["pixel_values"], vlm.prepare(image, "").inputs["pixel_values"], rtol=0, atol=0
+            )
+            assert one.photograph.image is None and one.grid == (12, 12) and one.small
+
+
+# --- one folder for each atlas -----------------------------------------------------------------------------------
+
+
+def test_an_sae_of_the_same_name_has_another_folder(
+    folder: Path, tmp_path: Path, in_shards: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place, name in (("mine", SAES[0]), ("yours", SAES[1])):
+        shutil.copytree(paths.bundled(name), tmp_path / place / "vision.3")
+    words = ["atlas", "--model", "sketchworld", "--images", str(folder), "--out", "site", "--jobs", "1"]
+    assert main([*words, "--sae", "mine/vision.3", "--sae", "yours/vision.3"]) == 2
+    said = capsys.readouterr().err
+    assert "mine/vision.3 and yours/vision.3 would have one folder, sketchworld-vision.3" in said
+    assert not (tmp_path / "site").exists()
+    assert main([*words, "--sae", "mine/vision.3"]) == 0
+    first = written(tmp_path / "site" / "atlas" / "sketchworld-vision.3")
+    capsys.readouterr()
+    assert main([*words, "--sae", "yours/vision.3"]) == 0
+    assert "sketchworld-vision.3 is the atlas of mine/vision.3 of sketchworld, and stays" in capsys.readouterr().err
+    slugs = sorted(path.parent.name for path in (tmp_path / "site" / "atlas").glob("*/atlas.json"))
+    assert len(slugs) == 2 and slugs[0] == "sketchworld-vision.3" and slugs[1].startswith("sketchworld-vision.3-")
+    assert written(tmp_path / "site" / "atlas" / "sketchworld-vision.3") == first
+    assert load_atlas(tmp_path / "site" / "atlas" / slugs[1], verify=True).provenance.sae == "yours/vision.3"
+
+
+# --- mistakes that are said first ----------------------------------------------------------------------------------
+
+
+def test_mistakes_are_said_before_the_pass(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(survey_plan, "_look", None)
+    (tmp_path / "mine.csv").write_text("latent,label\n3,cup\n9999,nose\n")
+    assert main(command(folder, tmp_path, "--labels", str(tmp_path / "mine.csv"))) == 2
+    assert "mine.csv: labels latent 9999, and the SAE has 3584" in capsys.readouterr().err
+    (tmp_path / "words.txt").write_text("cup\nperson\n")
+    words = ("--words", str(tmp_path / "words.txt"))
+    assert main(command(folder, tmp_path, *words, "--clip", str(tmp_path))) == 2
+    assert f"{tmp_path}: has no config.json" in capsys.readouterr().err
+    (tmp_path / "words.txt").write_text("cup\nxylophone\n")
+    assert main(command(folder, tmp_path, *words)) == 2
+    assert "does not know 'xylophone'" in capsys.readouterr().err
+
+
+def test_labels_that_name_no_picture_are_told(folder: Path) -> None:
+    said: list[str] = []
+    labels = {"a/00.png": "x", "a/elsewhere.png": "y", "b/99.png": "z"}
+    photographs.open_source(str(folder), 1, labels, "labels.csv", said.append)
+    assert said == ["labels.csv: 2 of 3 lines name no picture, such as a/elsewhere.png."]
+
+
+def test_a_map_that_takes_long_says_so_in_a_pipe_too_and_once(
+    whole: tuple, tmp_path: Path, drawn_map: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert projection.seconds_for(3) == 0 < projection.seconds_for(900) < projection.seconds_for(9000)
+    monkeypatch.setattr(projection, "seconds_for", lambda latents: 60.0 + latents)
+    for said in (2, 0):  # the second time the maps are there
+        with Bar() as pace:
+            make_atlases(*whole, tmp_path, command="here", on_step=partial(_step, pace))
+        assert capsys.readouterr().err.count("map of sketchworld/vision.3") == said
 
 
 # --- cases -------------------------------------------------------------------------------------------------------

@@ -46,11 +46,11 @@ from vsp_report.atlas.parts import (
     Sheets,
     Spot,
 )
-from vsp_report.atlas.shelf import ATLASES, find_atlas, same_latents, shelf_sha, slug_of
+from vsp_report.atlas.shelf import ATLASES, Place, find_atlas, place_of, same_latents, shelf_sha, slug_of
 
 __all__ = [
     "ABSENT", "ARRAYS", "ATLAS", "ATLASES", "SCHEMA", "Arrays", "Atlas", "Cluster", "Concept", "Label", "Labelling",
-    "LatentFacts", "Measure", "Neighbour", "Provenance", "Reference", "Sheets", "Spot", "atlas_sha", "atlases_in",
-    "find_atlas", "load_atlas", "same_latents", "save_atlas", "save_sheets", "sheet_sha", "shelf_sha",
-    "slug_of", "sweep_sheets",
+    "LatentFacts", "Measure", "Neighbour", "Place", "Provenance", "Reference", "Sheets", "Spot", "atlas_sha",
+    "atlases_in", "find_atlas", "load_atlas", "place_of", "same_latents", "save_atlas", "save_sheets", "sheet_sha",
+    "shelf_sha", "slug_of", "sweep_sheets",
 ]  # fmt: skip

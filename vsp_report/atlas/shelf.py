@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vsp_report.atlas.folder import ATLAS, atlas_sha, atlases_in
 from vsp_report.recording import sha_of
@@ -20,6 +20,34 @@ def slug_of(model: str, sae: str, tap: str) -> str:
     """The folder of an atlas: sketchworld-vision.3. An SAE that is not called after its tap has both names there."""
     model, sae = _short(model), _short(sae)
     return f"{model}-{sae}" if sae.startswith(tap) else "-".join(part for part in (model, tap, sae) if part)
+
+
+class Place(NamedTuple):
+    """Where an atlas is to be written."""
+
+    slug: str
+    note: str = ""
+    """what is to be said of it before, where something of that name is there already"""
+
+
+def place_of(parent: str | Path, made: Mapping[str, Any]) -> Place:
+    """The folder for the atlas of this model, SAE and tap. Two SAEs may have one name in the end (a/vision.3 and
+    b/vision.3), and their atlases would have one folder: then the second one's ends in a hash of what it is. What has
+    the same names throughout is the same thing made again, and takes the place of the older."""
+    names = ("model", "sae", "tap")
+    slug = slug_of(*(made[name] for name in names))
+    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or none that can be read
+        there = json.loads((Path(parent) / slug / ATLAS).read_text(encoding="utf-8"))["provenance"]
+        if same_latents(there, made):
+            return Place(slug)
+        if all(there[name] == made[name] for name in names):
+            changed = [name for name in ("model", "sae") if there[f"{name}_sha"] != made[f"{name}_sha"]]
+            what = " and ".join(there[name] for name in changed) or there["sae"]
+            return Place(slug, f"{slug} is made anew in its place: {what} changed since it was made")
+        longer = f"{slug}-{sha_of([made.get(f'{name}_sha') or made[name] for name in names])[:8]}"
+        other = f"{there['sae']} of {there['model']}"
+        return Place(longer, f"{slug} is the atlas of {other}, and stays; this one is written to {longer}")
+    return Place(slug)
 
 
 def _short(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from vsp_report.cli.words import Bar, add_machine, command, counted, natural, po
 from vsp_report.errors import InputError
 
 DEMO = {"model": "sketchworld", "sae": [f"sketchworld/vision.{layer}" for layer in (0, 2, 3)], "images": "sketchworld"}
+CLIP = "sketchworld-clip"
 BROKEN_SHOWN = 20
+SLOW_SECONDS = 30
 MOST_JOBS = 4
 
 
@@ -62,7 +65,7 @@ def _atlas(args: argparse.Namespace) -> int:
         raise InputError("--jobs", "goes against --cluster", "Leave one of the two out.")
     clip = _clip(args)
     quiet()
-    from vsp_report.study import photographs, survey, survey_atlas
+    from vsp_report.study import photographs, survey, survey_atlas, survey_leftovers
 
     tables = [photographs.read_labels(path) for path in args.labels or ()]
     pictures = {key: label for table in tables if table.of == "image" for key, label in table.labels.items()}
@@ -73,39 +76,45 @@ def _atlas(args: argparse.Namespace) -> int:
     if latents and len(args.sae) > 1:
         raise InputError("--labels", f"labels latents, and there are {len(args.sae)} SAEs", "Survey one at a time.")
     words = _words(args.words) if args.words else ()
-    source = photographs.open_source(args.images, args.n, pictures or None, told)
+    source = photographs.open_source(args.images, args.n, pictures or None, told, _say)
+    if words:
+        from vsp_report.study.survey_words import check_clip, name_by_words
+
+        check_clip(clip, words, args.words.name)
+    memory_bytes = args.memory and args.memory << 20
     asked = survey.Asked(
         args.model, tuple(args.sae), source, tuple(args.tap or ()), args.device, args.dtype, args.seed,
-        control=not args.no_control, memory_bytes=args.memory and args.memory << 20,
+        control=not args.no_control, memory_bytes=memory_bytes, highest_label=max(latents, default=-1),
+        labels_from=told,
     )  # fmt: skip
     parent = args.out / "atlas"
     started = time.monotonic()
     with Bar(what="first pictures looked at") as pace:
         plan = survey.plan(asked, parent, pace.at)
-    there = sum(
-        len(plan.numbers(shard)) for first, last, _ in survey.finished(plan) for shard in range(first, last + 1)
-    )
+    _say(survey_leftovers.told(survey_leftovers.leftovers(plan.folder.parent, plan.folder)))
+    for place in survey_atlas.places(plan, args.out):
+        _say(place.note)
+    there = sum(len(plan.numbers(k)) for first, last, _ in survey.sound(plan) for k in range(first, last + 1))
     if there:
         print(f"going on: {there} of {len(source)} pictures are surveyed")
     try:
         with Bar(what="pictures") as pace, _workers(args, plan.facts["device_class"]) as executor:
-            tallies = survey.survey(plan, executor, lambda p: pace.at(p.done, p.total, p.fresh))
+            on_progress = lambda p: pace.at(p.done, p.total, p.fresh)  # noqa: E731
+            tallies = survey.survey(plan, executor, on_progress, memory_bytes)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise
     rate, fresh = pace.rate, pace.fresh
     named = None
     if words:
-        from vsp_report.study.survey_words import name_by_words
-
         named = partial(name_by_words, source, words, clip, args.words.name, device=args.device)
     with Bar() as pace:
         folders = survey_atlas.make_atlases(
-            plan, tallies, args.out, command=_command(args), words=named, on_step=lambda step: pace.says(_slow(step)),
+            plan, tallies, args.out, command=_command(args), words=named, on_step=partial(_step, pace),
             given=survey_atlas.Given(told, latents) if latents else None,
         )  # fmt: skip
     broken = survey_atlas.broken_pictures(plan, tallies)
-    survey.forget(plan)
+    survey_leftovers.forget(plan)
     _tell(folders, broken, {"pictures": f"{len(source) - len(broken)} of {args.images}",
                             "pace": f"{rate:.1f} pictures a second" if fresh else "-",
                             "time": f"{time.monotonic() - started:.0f} s"})  # fmt: skip
@@ -117,7 +126,7 @@ def _clip(args: argparse.Namespace) -> str:
         raise InputError("--clip", "compares words, and there are none", "Give --words FILE.")
     if args.words is not None and args.clip is None and args.model != "sketchworld":
         raise InputError("--clip", "is not given", "Name the CLIP that is to compare the words, by its id@revision.")
-    return args.clip or "sketchworld-clip"
+    return args.clip or CLIP
 
 
 def _words(path: Path) -> tuple[str, ...]:
@@ -134,15 +143,23 @@ def _words(path: Path) -> tuple[str, ...]:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command that makes it again, without folders of this machine."""
-    said = "vsp-report atlas --demo"
+    """The command that makes it again, without folders of this machine: all that changes what an atlas says, but not
+    how fast it is made."""
+    from vsp_report.study.photographs import SCENES, title_of
+
+    said = ["vsp-report", "atlas", "--demo"]
     if {name: getattr(args, name) for name in DEMO} != DEMO:
-        saes = " ".join(f"--sae {_portable(name)}" for name in args.sae)
-        said = f"vsp-report atlas --model {_portable(args.model)} {saes} --images {Path(args.images).name}"
-    said += "".join(f" --tap {tap}" for tap in args.tap or ()) + (f" --n {args.n}" if args.n else "")
-    said += "".join(f" --labels {Path(path).name}" for path in args.labels or ())
-    said += f" --words {args.words.name}" if args.words else ""
-    return said + (" --no-control" if args.no_control else "") + (f" --seed {args.seed}" if args.seed else "")
+        saes = [word for name in args.sae for word in ("--sae", _portable(name))]
+        images = args.images if args.images == SCENES else title_of(args.images)
+        said = ["vsp-report", "atlas", "--model", _portable(args.model), *saes, "--images", images]
+    said += [word for tap in args.tap or () for word in ("--tap", tap)]
+    said += [word for path in args.labels or () for word in ("--labels", Path(path).name)]
+    if args.words:
+        said += ["--words", args.words.name, "--clip", _portable(args.clip or CLIP)]
+    for name, otherwise in (("n", None), ("device", "auto"), ("dtype", None), ("seed", 0)):
+        if (value := getattr(args, name)) != otherwise:
+            said += [f"--{name}", str(value)]
+    return shlex.join(said + ["--no-control"] * args.no_control)
 
 
 def _portable(name: str) -> str:
@@ -187,6 +204,21 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _slow(step: str) -> str:
-    """What is being done; and of what takes long the first time, why."""
-    return step + (" (the first map takes some time: its library compiles itself)" if step.startswith("map") else "")
+def _say(note: str) -> None:
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _step(pace: Bar, step: str, seconds: float) -> None:
+    """What is being done; of what takes long, how long, and that in a pipe too."""
+    if seconds < SLOW_SECONDS:
+        return pace.says(step)
+    said = f"{step}: about {_span(seconds)}; kept for the next time"
+    if pace.shown:
+        pace.says(said)
+    else:
+        _say(said)
+
+
+def _span(seconds: float) -> str:
+    return f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds)} s"

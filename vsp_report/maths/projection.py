@@ -1,6 +1,7 @@
 """Projection: decoder directions to a map of two dimensions, its dense parts, and each latent's nearest others.
 
-UMAP is slow to load (it compiles itself) and to run: seconds for thousands of latents, minutes for tens of thousands.
+UMAP is slow to begin, because it compiles itself (a quarter of a minute, a minute from 4096 latents on), and then takes
+seconds for thousands of latents.
 With a seed it runs on one core and gives the same map each time on one machine; another machine's may differ.
 Clusters are found on the map by density (HDBSCAN), so latents between them belong to none.
 
@@ -16,8 +17,10 @@ import numpy as np
 
 NEIGHBOURS, DISTANCE = 15, 0.1
 """UMAP's own defaults."""
-SLOW = 5000
-"""From so many latents on a map takes more than half a minute."""
+SLOW = 4096
+"""Of more latents than this UMAP seeks neighbours by descent, whose code takes long to compile."""
+COMPILING_SECONDS, COMPILING_SLOW_SECONDS, SECONDS_EACH = 15.0, 40.0, 0.0005
+"""Measured on one core; the first map of a process compiles."""
 FEWEST = 4
 """Fewer points than that have no map."""
 BLOCK = 1024
@@ -50,6 +53,13 @@ def nearest(directions_LD: np.ndarray, count: int, among_L: np.ndarray | None = 
         latents_LN[rows, :most] = np.where(there, allowed[best], -1)
         cosines_LN[rows, :most] = np.where(there, value, 0)
     return Nearest(latents_LN, cosines_LN)
+
+
+def seconds_for(latents: int) -> float:
+    """About how long a map of so many takes, if it is the first one of a process."""
+    if latents < FEWEST:
+        return 0.0
+    return (COMPILING_SLOW_SECONDS if latents > SLOW else COMPILING_SECONDS) + SECONDS_EACH * latents
 
 
 def map_of(directions_LD: np.ndarray, seed: int = 0) -> np.ndarray:

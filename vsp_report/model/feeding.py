@@ -104,19 +104,33 @@ class Feeder:
 
     def _see(self, prompt: Prompt) -> Fed:
         seen = see_states(self.vlm, prompt, self.taps)
-        rows, grids, boxes = [], [], []
-        for image in prompt.images:
-            tiles = image.grid.tiles
-            areas = [(tile.x1 - tile.x0) * (tile.y1 - tile.y0) for tile in tiles]
-            largest = int(np.argmax(areas))
-            tile = tiles[largest]
-            rows.append(image.first_state + image.layout.states_P[image.grid.tile_P == largest])
-            grids.append((tile.rows, tile.cols))
-            height, width = image.size
-            boxes.append((max(tile.x0, 0), max(tile.y0, 0), min(tile.x1, width), min(tile.y1, height)))
+        views = [view_of(image) for image in prompt.images]
+        rows = [image.first_state + image.layout.states_P[image.grid.tile_P == view.tile]
+                for image, view in zip(prompt.images, views, strict=True)]  # fmt: skip
         rows_N = torch.as_tensor(np.concatenate(rows), device=self.vlm.device)
         states = {tap: seen[tap].flatten(0, -2)[rows_N] for tap in self.taps}
-        return Fed(states, np.array(grids, np.int64), np.array(boxes, float))
+        return Fed(states, np.array([view.grid for view in views], np.int64),
+                   np.array([view.box for view in views], float))  # fmt: skip
+
+
+class View(NamedTuple):
+    """What is read of one picture."""
+
+    tile: int
+    """its number"""
+    grid: tuple[int, int]
+    """rows and columns of patches"""
+    box: tuple[float, float, float, float]
+    """the part of the picture that they cover, in pixels"""
+
+
+def view_of(image: Any) -> View:
+    """The view of the whole picture: its largest tile."""
+    tiles = image.grid.tiles
+    largest = int(np.argmax([(tile.x1 - tile.x0) * (tile.y1 - tile.y0) for tile in tiles]))
+    tile, (height, width) = tiles[largest], image.size
+    box = (max(tile.x0, 0), max(tile.y0, 0), min(tile.x1, width), min(tile.y1, height))
+    return View(largest, (tile.rows, tile.cols), box)
 
 
 def shape_of(prompt: Prompt) -> tuple:

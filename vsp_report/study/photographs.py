@@ -1,20 +1,24 @@
-"""Photographs: a survey's pictures, read by workers a batch ahead of the model; where from, and which are broken.
+"""Photographs: a survey's pictures, read by workers ahead of the model; where from, and which are broken.
 
 A source is a folder of pictures or scenes of SketchWorld. It is plain data, so that another process, or another
 machine that sees the same folder, reads the same pictures by their numbers. A picture that cannot be read is named with
 its fault and passed over; one that claims more pixels than any camera makes (a decompression bomb) is not unpacked.
 
-Workers are threads: decoding leaves Python's lock alone. Scenes are drawn in Python, and many at once where they are
-charts, so they are drawn a batch at a time.
+Workers are threads: decoding leaves Python's lock alone. Pictures come one by one and in order, and no more are open
+than fit a budget: a camera's are a hundred times the size of what a model is shown. One that is larger than all of the
+budget is read alone. Scenes are small, and drawn in Python, many at once where they are charts: a batch at a time.
 """
 
 from __future__ import annotations
 
 import csv
+import os
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from vsp_report.errors import ImageError, InputError
+from vsp_report.errors import ImageError, InputError, VspError
 from vsp_report.recording import sha_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -35,6 +39,10 @@ MOST_PIXELS = 100_000_000
 MAX_ASPECT = 200
 """As for a picture that is asked about: a longer one would be blown up to gigabytes."""
 THREADS = 4
+OPEN_BYTES = 256 << 20
+"""What pictures that are open may take, where nothing else is said."""
+PIXEL_BYTES = 8
+"""What one pixel takes while a picture is decoded: Pillow keeps RGB in four bytes, and copies it to turn it."""
 
 
 class Photograph(NamedTuple):
@@ -54,6 +62,7 @@ class Folder:
     """Pictures of a folder and its folders, by name."""
 
     root: str
+    """absolute: another process, or machine, need not work where this one does"""
     names: tuple[str, ...]
     labels: tuple[str, ...] | None
     """of each picture: its folder's name, or what a table says; None where neither says anything"""
@@ -66,7 +75,7 @@ class Folder:
 
     @property
     def title(self) -> str:
-        return Path(self.root).resolve().name
+        return title_of(self.root)
 
     @property
     def identity(self) -> str:
@@ -81,14 +90,46 @@ class Folder:
     def label(self, number: int) -> str:
         return self.labels[number] if self.labels else ""
 
-    def read(self, numbers: Sequence[int], workers: ThreadPoolExecutor) -> list[Photograph]:
-        return list(workers.map(self._one, numbers))
+    def check_there(self) -> None:
+        """That this process sees the folder: without it every picture would be called broken."""
+        if not Path(self.root).is_dir():
+            remedy = "Put it where this machine sees it, or name another; then give the same command again."
+            raise VspError(self.root, "is not there", remedy)
 
-    def _one(self, number: int) -> Photograph:
+    def can_read(self, number: int) -> bool:
+        with no_bombs():
+            return self._one(number, 0, _Room(0))[0].image is not None
+
+    def stream(self, numbers: Sequence[int], ahead: int, open_bytes: int) -> Iterator[Photograph]:
+        room, waiting = _Room(open_bytes), deque()
+        with ThreadPoolExecutor(THREADS) as workers:
+            try:
+                for turn, number in enumerate(numbers):
+                    waiting.append(workers.submit(self._one, number, turn, room))
+                    if len(waiting) >= ahead:
+                        yield from _let_go(waiting.popleft().result(), room)
+                while waiting:
+                    yield from _let_go(waiting.popleft().result(), room)
+            finally:
+                room.close()
+                for coming in waiting:
+                    coming.cancel()
+
+    def _one(self, number: int, turn: int, room: _Room) -> tuple[Photograph, int]:
+        """A picture, and what it has taken of the room."""
+        taken: list[int] = []
+
+        def enter(size_bytes: int) -> None:
+            taken.append(size_bytes)
+            room.enter(turn, size_bytes)
+
         try:
-            return Photograph(number, read_picture(Path(self.root) / self.names[number]))
+            found = Photograph(number, read_picture(Path(self.root) / self.names[number], enter))
         except ImageError as error:
-            return Photograph(number, None, error.fault)
+            found = Photograph(number, None, error.fault)
+        if not taken:  # it was broken from the start, and its turn is over
+            enter(0)
+        return found, taken[0]
 
     def plain(self) -> dict[str, Any]:
         labels = list(self.labels) if self.labels is not None else None
@@ -138,7 +179,24 @@ class Scenes:
 
         return sum(divmod(number // 3, len(rules.PORTRAITS))) % 2
 
-    def read(self, numbers: Sequence[int], workers: ThreadPoolExecutor) -> list[Photograph]:
+    def check_there(self) -> None:
+        """They are everywhere."""
+
+    def can_read(self, number: int) -> bool:
+        return True
+
+    def stream(self, numbers: Sequence[int], ahead: int, open_bytes: int) -> Iterator[Photograph]:
+        parts = [numbers[start : start + ahead] for start in range(0, len(numbers), ahead)]
+        with ThreadPoolExecutor(1) as beside:
+            coming = beside.submit(self._drawn, parts[0]) if parts else None
+            for following in [*parts[1:], None]:
+                if coming is None:
+                    return
+                drawn = coming.result()
+                coming = None if following is None else beside.submit(self._drawn, following)
+                yield from drawn
+
+    def _drawn(self, numbers: Sequence[int]) -> list[Photograph]:
         from vsp_report.sketchworld import charts, concepts
 
         scenes = [self.scene(number) for number in numbers]
@@ -175,22 +233,30 @@ def source_of(plain: Mapping[str, Any]) -> Source:
                   tuple(plain["sizes"]))  # fmt: skip
 
 
+def title_of(root: str | Path) -> str:
+    """What a folder is called, however it was written: `.` has a name too."""
+    return Path(root).resolve().name
+
+
 def open_source(
-    images: str, n: int | None = None, labels: Mapping[str, str] | None = None, told_by: str = ""
-) -> Source:
+    images: str, n: int | None = None, labels: Mapping[str, str] | None = None, told_by: str = "",
+    tell: Callable[[str], None] = lambda said: None,
+) -> Source:  # fmt: skip
     """`n` pictures of a folder, evenly many of all (all without `n`), or scenes of `sketchworld` (5,000).
 
     `labels` by the picture's name inside the folder, from a table; without one, folders with names label pictures.
+    `tell` is told of labels that name no picture.
     """
     if images == SCENES:
         return Scenes(5000 if n is None else n)
-    root = Path(images)
+    root = Path(os.path.abspath(images))
     if not root.is_dir():
         raise InputError(images, "is no folder", "Name a folder of pictures, or sketchworld.")
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
                    and file.is_file())  # fmt: skip
     if not files:
         raise InputError(images, "holds no picture", f"Put some there ({', '.join(SUFFIXES)}).")
+    every = {file.relative_to(root).as_posix() for file in files}
     n = len(files) if n is None else min(n, len(files))
     files = [files[k * len(files) // n] for k in range(n)]
     names = tuple(file.relative_to(root).as_posix() for file in files)
@@ -198,6 +264,9 @@ def open_source(
     if labels is not None:
         if not any(name in labels for name in names):
             raise InputError(told_by, "labels none of the pictures", f"Write names such as {names[0]}.")
+        if astray := [name for name in labels if name not in every]:
+            name = "names" if len(astray) == 1 else "name"
+            tell(f"{told_by}: {len(astray)} of {len(labels)} lines {name} no picture, such as {astray[0]}.")
         return Folder(str(root), names, tuple(labels.get(name, "") for name in names), told_by, sizes)
     parents = [Path(name).parent.name for name in names]
     several = len(set(parents)) > 1
@@ -207,15 +276,18 @@ def open_source(
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_picture(path: Path) -> Any:
-    """An upright RGB picture."""
+def read_picture(path: Path, enter: Callable[[int], None] = lambda size_bytes: None) -> Any:
+    """An upright RGB picture. `enter` is told what decoding takes, before it is decoded, and may wait."""
     try:
         with Image.open(path) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise ImageError(str(path), f"claims {width} x {height} pixels", "Shrink it.")
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except ImageError:
+            enter(PIXEL_BYTES * width * height)
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)
+            picture = opened.convert("RGB")
+    except (ImageError, _Closed):
         raise
     except Exception as error:  # decoders raise whatever their format makes them
         fault = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -233,17 +305,62 @@ def no_bombs() -> Iterator[None]:
         yield
 
 
+class _Closed(Exception):
+    """Nobody waits for the picture any more."""
+
+
+class _Room:
+    """Lets pictures in while they fit, each when it is its turn: who waits for the next picture does get that one. One
+    that is larger than all of the room goes in when it is empty."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._taken, self._turn, self._open = most_bytes, 0, 0, True
+        self._changed = threading.Condition()
+
+    def enter(self, turn: int, size_bytes: int) -> None:
+        with self._changed:
+            fits = lambda: self._turn == turn and (not self._taken or self._taken + size_bytes <= self._most)  # noqa: E731
+            self._changed.wait_for(lambda: fits() or not self._open)
+            if not self._open:
+                raise _Closed
+            self._taken, self._turn = self._taken + size_bytes, turn + 1
+            self._changed.notify_all()
+
+    def leave(self, size_bytes: int) -> None:
+        with self._changed:
+            self._taken -= size_bytes
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+
+def _let_go(read: tuple[Photograph, int], room: _Room) -> Iterator[Photograph]:
+    """A picture, whose room is free again when the next one is asked for."""
+    size_bytes = read[1]
+    yield read[0]
+    room.leave(size_bytes)
+
+
+def stream(source: Source, numbers: Sequence[int], ahead: int, open_bytes: int = OPEN_BYTES) -> Iterator[Photograph]:
+    """Photographs one by one, in order; the next are read while one is worked on, so many `ahead` at most. Who asks for
+    the next one is to have let go of the last: what is read ahead takes no more than `open_bytes`."""
+    with no_bombs(), closing(source.stream(numbers, ahead, open_bytes)) as photographs:
+        yield from photographs
+
+
 def batches(source: Source, numbers: Sequence[int], size: int) -> Iterator[list[Photograph]]:
-    """Photographs in batches of this size, in order; the next one is read while this one is worked on."""
-    parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    with no_bombs(), ThreadPoolExecutor(THREADS) as workers, ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(source.read, parts[0], workers) if parts else None
-        for following in [*parts[1:], None]:
-            if coming is None:
-                return
-            read = coming.result()
-            coming = None if following is None else ahead.submit(source.read, following, workers)
-            yield read
+    """Small photographs, such as scenes, in batches of this size: a batch is held whole."""
+    batch: list[Photograph] = []
+    for one in stream(source, numbers, size, 1 << 62):
+        batch.append(one)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -261,17 +378,18 @@ def read_labels(path: str | Path) -> Table:
     path = Path(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError as error:
         raise InputError(str(path), "there is no such file", "Give a CSV with the header image,label.") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), f"cannot be read ({error})", "Save it as CSV in UTF-8.") from error
-    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    head = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if head[:2] not in (["image", "label"], ["latent", "label"]):
         remedy = "Write image,label or latent,label in its first line."
         raise InputError(f"{path}:1", f"its header is {','.join(head) or 'empty'}", remedy)
     found: dict[str, str] = {}
-    for line, row in enumerate(rows[1:], start=2):
+    for line, row in rows[1:]:
         key, label = (cell.strip() for cell in (*row, "", "")[:2])
         if not key or not label or len(label) > 80:
             raise InputError(f"{path}:{line}", f"is {','.join(row)[:60]!r}", "Write a name and a label of up to 80.")

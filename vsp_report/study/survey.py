@@ -2,12 +2,17 @@
 
     plan     looks at some of the pictures first: units, neighbours, the middle of the embeddings; writes all of it down
     shard    surveys some hundred pictures and writes their tallies; shards know nothing of each other
-    merge    tallies of shards that follow each other become one; any grouping gives the same
+    merge    tallies of shards that follow each other become one, as soon as all of them are there; any grouping gives
+             the same, so a survey of any size has a few dozen files at most
 
 Plan, shards and merged tallies are files of one work folder. Whoever sees it can survey a shard: this process, others,
 or the workers of a cluster. A shard is whole or absent, so a survey that is stopped, or killed, has lost the shards at
-work and nothing else; the same command finds the folder by what is asked and goes on. Memory holds one batch, one tally
-of each SAE, and the pictures whose truth is known, of which so many are judged and no more.
+work and nothing else; the same command finds the folder by what is asked and goes on. What was damaged meanwhile is
+surveyed again. Memory holds one batch, one tally of each SAE, and the pictures whose truth is known, of which so many
+are judged and no more.
+
+A picture that cannot be read is passed over; a folder that is gone is no picture's fault. So where many more fail than
+the first look foretold, some are read once more, and if it goes otherwise now than then, the survey stops.
 
 Beside each SAE an untrained one of the same kind is surveyed in the same way.
 """
@@ -15,13 +20,8 @@ Beside each SAE an untrained one of the same kind is surveyed in the same way.
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, as_completed
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -33,17 +33,33 @@ from vsp_report.errors import VspError
 from vsp_report.maths.tallies import Frame, Tally, Truth
 from vsp_report.model import feeding
 from vsp_report.model.checkpoints import load_sae
+from vsp_report.model.devices import device_of
 from vsp_report.model.feeding import Feeder
 from vsp_report.model.sae import Sae
 from vsp_report.model.taps import Tap
-from vsp_report.study import photographs, sheets
 from vsp_report.study.photographs import Photograph
-from vsp_report.study.survey_plan import CONTROL_SEED, Asked, Plan, kept_vlm, npz, plan
+from vsp_report.study.survey_files import finished, load_tallies, made_on, merge_files, name_of, save_tallies, sound
+from vsp_report.study.survey_plan import (
+    CONTROL_SEED,
+    Asked,
+    Plan,
+    batch_size,
+    budget,
+    kept_vlm,
+    key_of,
+    plan,
+    this_package,
+)
+from vsp_report.study.survey_reading import ready
 
 JUDGED = 20_000
 """So many pictures with a truth are kept one by one."""
-MERGED_AT_ONCE = 8
-_SHARD = re.compile(r"tally-(\d{6})-(\d{6})\.npz")
+MERGED_AT_ONCE = 4
+DOUBTED = 8
+"""Where more than one picture in so many fails beyond what the first look foretold, some are read once more."""
+READ_AGAIN = 32
+WORKER_DIED = ("BrokenProcessPool", "KilledWorker")
+CLUSTER_GONE = ("CancelledError", "FutureCancelledError", "FuturesCancelledError", "CommClosedError")
 
 
 class Dictionary(NamedTuple):
@@ -76,8 +92,12 @@ class Surveyor:
 
     def __init__(self, plan: Plan) -> None:
         facts = plan.facts
-        self.plan, self.vlm = plan, kept_vlm(facts["model"], facts["device"], facts["asked_dtype"])
-        trained = [load_sae(paths.bundled(one["name"]) or one["name"]) for one in facts["saes"]]
+        if (here := this_package()) != facts["package_sha"]:
+            raise VspError("survey", "a worker has another vsp-report than the plan's", "Install the same everywhere.")
+        self.plan, self.vlm = plan, kept_vlm(facts["model_at"], facts["device"], facts["asked_dtype"])
+        device = device_of(self.vlm.model)
+        self.made = {"device_class": device.kind, "dtype": device.dtype, "package_sha": here}
+        trained = [load_sae(paths.bundled(one["at"]) or one["at"]) for one in facts["saes"]]
         self.dictionaries: list[Dictionary] = []
         for k, told in enumerate(facts["dictionaries"]):
             of, sae = facts["saes"][told["of"]], trained[told["of"]]
@@ -114,160 +134,158 @@ def _surveyor(folder: str, key: str) -> Surveyor:
     return Surveyor(Plan.read(folder))
 
 
-def survey_shard(folder: str, shard: int, on_batch: Callable[[int], None] | None = None) -> int:
+def survey_shard(
+    folder: str, shard: int, memory_bytes: int | None = None, on_batch: Callable[[int], None] | None = None
+) -> int:
     """Survey one shard and write its file; says how many pictures it has."""
-    key = json.loads((Path(folder) / "plan.json").read_text(encoding="utf-8"))["key"]
-    surveyor = _surveyor(folder, key)
+    surveyor = _surveyor(folder, key_of(folder))
     plan, tallies, small, broken = surveyor.plan, surveyor.tallies(), {}, []
     numbers = plan.numbers(shard)
+    plan.source.check_there()
+    at_once = batch_size(memory_bytes, surveyor.vlm, plan.facts["patches"])
+    open_to = budget(memory_bytes, surveyor.vlm)
     done = 0
-    for batch in photographs.batches(plan.source, numbers, plan.facts["batch"]):
-        good = [one for one in batch if one.image is not None]
-        broken += [[one.number, plan.source.name(one.number), one.fault] for one in batch if one.image is None]
+    for batch in ready(plan.source, surveyor.feeder, numbers, at_once, open_to, plan.facts["cell_px"]):
+        good = [one for one in batch if one.prompt is not None]
+        lost = [one.photograph for one in batch if one.prompt is None]
+        broken += [[one.number, plan.source.name(one.number), one.fault] for one in lost]
         if good:
-            fed = surveyor.feeder.feed([one.image for one in good])
-            surveyor.add(tallies, good, fed)
-            small |= {one.number: (sheets.packed(photographs.grid_crop(one.image, box, plan.facts["cell_px"])), grid)
-                      for one, box, grid in zip(good, fed.boxes_B4, fed.grids_B2.tolist(), strict=True)}  # fmt: skip
+            fed = surveyor.feeder.see([one.prompt for one in good])
+            surveyor.add(tallies, [one.photograph for one in good], fed)
+            small |= {one.photograph.number: (one.small, list(one.grid)) for one in good}
         done += len(batch)
         if on_batch is not None:
             on_batch(done)
-    save_tallies(plan, shard, shard, tallies, small, broken)
+    if _doubtful(plan, len(broken), len(numbers)):
+        _check_readable(plan, broken)
+    save_tallies(plan, shard, shard, tallies, small, broken, surveyor.made)
     return len(numbers)
 
 
-Small = dict[int, tuple[bytes, list[int]]]
-"""Small pictures by their number, with rows and columns of patches."""
+def _doubtful(plan: Plan, broken: int, of: int) -> bool:
+    """Whether many more fail than the first look foretold."""
+    share = len(plan.facts["unread"]) / len(plan.facts["looked"])
+    return broken > 2 * share * of + of / DOUBTED
 
 
-def save_tallies(plan: Plan, first: int, last: int, tallies: Sequence[Tally], small: Small, broken: list) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    for k, tally in enumerate(tallies):
-        arrays |= {f"{k}.{name}": _narrow(array) for name, array in tally.arrays().items()}
-    needed = {int(i) for k, tally in enumerate(tallies) if not plan.facts["dictionaries"][k]["control"]
-              for i in tally.references.picture_A}  # fmt: skip
-    kept = sorted(needed & small.keys())
-    arrays["small.numbers"] = np.array(kept, np.int64)
-    arrays["small.grids"] = np.array([small[i][1] for i in kept], np.uint16).reshape(-1, 2)
-    arrays["small.ends"] = np.cumsum([len(small[i][0]) for i in kept], dtype=np.int64)
-    arrays["small.bytes"] = np.frombuffer(b"".join(small[i][0] for i in kept), np.uint8)
-    arrays["broken"] = np.frombuffer(json.dumps(sorted(broken)).encode(), np.uint8)
-    _write(plan.folder / f"tally-{first:06}-{last:06}.npz", npz(arrays))
-
-
-def load_tallies(plan: Plan, name: str) -> tuple[list[Tally], Small, list]:
-    with np.load(plan.folder / name, allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
-    tallies = []
-    for k in range(len(plan.facts["dictionaries"])):
-        frame = plan.frame(k)
-        kinds = {name: array.dtype for name, array in Tally(frame).arrays().items()}
-        mine = {key.partition(".")[2]: array for key, array in arrays.items() if key.startswith(f"{k}.")}
-        tallies.append(Tally.of(frame, {name: array.astype(kinds[name], copy=False) for name, array in mine.items()}))
-    starts, held = np.append(0, arrays["small.ends"]), arrays["small.bytes"].tobytes()
-    grids = arrays["small.grids"].tolist()
-    small = {int(i): (held[a:b], grid) for i, a, b, grid in zip(arrays["small.numbers"], starts[:-1], starts[1:],
-                                                               grids, strict=True)}  # fmt: skip
-    return tallies, small, json.loads(arrays["broken"].tobytes())
-
-
-def merge_files(folder: str, names: Sequence[str]) -> str:
-    """Files of shards that follow each other become one; the parts go once the whole is there."""
-    plan = Plan.read(folder)
-    ordered = sorted(names)
-    loaded = [load_tallies(plan, name) for name in ordered]
-    merged = [first.merged(*others) for first, *others in zip(*(tallies for tallies, _, _ in loaded), strict=True)]
-    small = {number: one for _, some, _ in loaded for number, one in some.items()}
-    broken = [one for _, _, some in loaded for one in some]
-    first, last = int(_SHARD.fullmatch(ordered[0])[1]), int(_SHARD.fullmatch(ordered[-1])[2])
-    save_tallies(plan, first, last, merged, small, broken)
-    for name in ordered:
-        if len(ordered) > 1:
-            (plan.folder / name).unlink(missing_ok=True)
-    return f"tally-{first:06}-{last:06}.npz"
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """Whole numbers in as few bytes as hold them."""
-    if array.dtype.kind != "i" or not array.size:
-        return array
-    low, high = int(array.min()), int(array.max())
-    for kind in (np.int8, np.int16, np.int32):
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return array.astype(kind)
-    return array
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _check_readable(plan: Plan, broken: Sequence) -> None:
+    """That what could be read in the first look still can."""
+    unread = set(plan.facts["unread"])
+    good = [number for number in plan.facts["looked"] if number not in unread]
+    some = good[:: -(-len(good) // READ_AGAIN)]
+    if gone := [number for number in some if not plan.source.can_read(number)]:
+        fault = f"{plan.source.name(gone[0])} could be read before and now cannot, as {len(broken)} others here"
+        raise VspError(plan.facts["images"], fault, "See that its folder is there; the same command then goes on.")
 
 
 # --- all of them -------------------------------------------------------------------------------------------------
 
 
-def finished(plan: Plan) -> list[tuple[int, int, str]]:
-    """First shard, last shard and name of every file that counts: of one inside another, the other."""
-    found = [(int(m[1]), int(m[2]), m[0]) for m in map(_SHARD.fullmatch, os.listdir(plan.folder)) if m]
-    kept: list[tuple[int, int, str]] = []
-    for one in sorted(found, key=lambda f: (f[0], -f[1])):
-        if not kept or one[0] > kept[-1][1]:
-            kept.append(one)
-    return kept
-
-
-def survey(plan: Plan, executor: Executor | None = None, on_progress: Report = lambda progress: None) -> Path:
+def survey(
+    plan: Plan, executor: Executor | None = None, on_progress: Report = lambda progress: None,
+    memory_bytes: int | None = None,
+) -> Path:  # fmt: skip
     """Survey what is not surveyed yet, here or by an executor's workers, and merge all; says where the tallies are."""
-    there = {shard for first, last, _ in finished(plan) for shard in range(first, last + 1)}
+    held = {(first, last): name for first, last, name in sound(plan)}
+    there = {shard for first, last in held for shard in range(first, last + 1)}
     left = [shard for shard in range(plan.shards) if shard not in there]
     before = sum(len(plan.numbers(shard)) for shard in there)
-    total, fresh, folder = len(plan.source), 0, str(plan.folder)
+    total, folder = len(plan.source), str(plan.folder)
     on_progress(Progress(before, total, 0))
     if executor is None:
+        fresh = 0
         for shard in left:
             said = lambda done, so_far=fresh: on_progress(Progress(before + so_far + done, total, so_far + done))  # noqa: E731
-            fresh += survey_shard(folder, shard, said)
+            fresh += survey_shard(folder, shard, memory_bytes, said)
+            held[shard, shard] = name_of(shard, shard)
+            while group := _complete(held, shard, plan.shards):
+                _take(held, group, merge_files(folder, [held[one] for one in group]))
         on_progress(Progress(before + fresh, total, fresh))
-        return plan.folder / _merged(plan, None)
-    tasks = [executor.submit(survey_shard, folder, shard) for shard in left]
+    else:
+        on_fresh = lambda fresh: on_progress(Progress(before + fresh, total, fresh))  # noqa: E731
+        _elsewhere(plan, executor, held, left, memory_bytes, on_fresh)
+    while len(held) > 1:  # what an earlier run left grouped in another way
+        group = sorted(held)[:MERGED_AT_ONCE]
+        _take(held, group, merge_files(folder, [held[one] for one in group]))
+    (name,) = held.values()
+    _check_enough(plan, plan.folder / name)
+    return plan.folder / name
+
+
+Span = tuple[int, int]
+"""The first and the last shard of a file."""
+
+
+def _elsewhere(
+    plan: Plan, executor: Executor, held: dict[Span, str], left: Sequence[int], memory_bytes: int | None,
+    on_fresh: Callable[[int], None],
+) -> None:  # fmt: skip
+    """By an executor's workers: shards, and merges as soon as their parts are there."""
+    folder, fresh = str(plan.folder), 0
+    tasks: dict[Future, Span | list[Span]] = {}
     try:
-        for task in as_completed(tasks):
-            fresh += task.result()
-            on_progress(Progress(before + fresh, total, fresh))
-        return plan.folder / _merged(plan, executor)
+        tasks |= {executor.submit(survey_shard, folder, shard, memory_bytes): (shard, shard) for shard in left}
+        while tasks:
+            for task in wait(tasks, return_when=FIRST_COMPLETED).done:
+                of, found = tasks.pop(task), task.result()
+                if isinstance(of, tuple):
+                    held[of] = name_of(*of)
+                    on_fresh(fresh := fresh + found)
+                else:
+                    held[of[0][0], of[-1][1]], of = found, of[0]
+                if group := _complete(held, of[0], plan.shards):
+                    # They are the merge's now.
+                    tasks[executor.submit(merge_files, folder, [held.pop(one) for one in group])] = group
     except BaseException as error:
         for task in tasks:
             task.cancel()
-        if type(error).__name__ == "BrokenProcessPool":
-            raise VspError("survey", "a worker died", "Give --jobs fewer, or less memory; then go on.") from error
+        if type(error).__name__ in WORKER_DIED:
+            remedy = "Give --jobs fewer, or --memory less, and workers enough of it; the same command goes on."
+            raise VspError("survey", "a worker died", remedy) from error
+        if type(error).__name__ in CLUSTER_GONE:
+            raise VspError("--cluster", "is gone", "Start it again; the same command goes on.") from error
         raise
 
 
-def _merged(plan: Plan, executor: Executor | None) -> str:
-    """A tree: so many files at once become one, until one is left."""
-    while len(files := [name for _, _, name in finished(plan)]) > 1:
-        groups = [files[k : k + MERGED_AT_ONCE] for k in range(0, len(files), MERGED_AT_ONCE)]
-        groups = [group for group in groups if len(group) > 1]
-        if executor is None or len(groups) == 1:
-            for group in groups:
-                merge_files(str(plan.folder), group)
-        else:
-            for task in [executor.submit(merge_files, str(plan.folder), group) for group in groups]:
-                task.result()
-    return finished(plan)[0][2]
+def _complete(held: Mapping[Span, str], shard: int, shards: int) -> list[Span] | None:
+    """The files that are to become one, of those around a shard: shards are leaves of a tree, so many to a branch, and
+    the smallest branch that is wholly there is merged."""
+    size = 1
+    while size < shards:
+        size *= MERGED_AT_ONCE
+        start = shard // size * size
+        end = min(start + size, shards)
+        about = sorted(span for span in held if span[0] < end and start <= span[1])
+        if about and (about[0][0] < start or end <= about[-1][1]) and about != [(start, end - 1)]:
+            continue  # some of it is merged with more than this branch already
+        if sum(last - first + 1 for first, last in about) < end - start:
+            return None
+        if len(about) > 1:
+            return about
+    return None
 
 
-def forget(plan: Plan) -> None:
-    """Clear the work folder of a survey whose atlases are written."""
-    with suppress(OSError):
-        shutil.rmtree(plan.folder)
+def _take(held: dict[Span, str], group: Sequence[Span], merged: str) -> None:
+    for one in group:
+        del held[one]
+    held[group[0][0], group[-1][1]] = merged
+
+
+def _check_enough(plan: Plan, tallies: Path) -> None:
+    """That pictures failed for what they are, and not for what happened meanwhile."""
+    with np.load(tallies, allow_pickle=False) as archive:
+        broken = json.loads(archive["broken"].tobytes())
+    if not _doubtful(plan, len(broken), of := len(plan.source)):
+        return
+    some = broken[:: -(-len(broken) // READ_AGAIN)]
+    if len(broken) == of or (now := [name for number, name, _ in some if plan.source.can_read(number)]):
+        fault = f"{len(broken)} of {of} pictures could not be read ({broken[0][1]}: {broken[0][2]})"
+        fault += "" if len(broken) == of else f", but now {now[0]} can"
+        remedy = f"See that every worker can read them, remove {plan.folder}, and give the same command again."
+        raise VspError(plan.facts["images"], fault, remedy)
 
 
 __all__ = [
-    "Asked", "Plan", "Progress", "finished", "forget", "load_tallies", "merge_files", "plan", "survey",
+    "Asked", "Plan", "Progress", "finished", "load_tallies", "made_on", "merge_files", "plan", "sound", "survey",
     "survey_shard",
 ]  # fmt: skip

@@ -22,12 +22,13 @@ from vsp_report.atlas import (
     Concept,
     Labelling,
     Measure,
+    Place,
     Provenance,
     Sheets,
     load_atlas,
+    place_of,
     save_atlas,
     save_sheets,
-    slug_of,
     sweep_sheets,
 )
 from vsp_report.errors import InputError
@@ -36,7 +37,7 @@ from vsp_report.maths.tallies import Tally
 from vsp_report.model.checkpoints import load_sae
 from vsp_report.study import sheets
 from vsp_report.study.inquiry import versions
-from vsp_report.study.survey import Plan, load_tallies
+from vsp_report.study.survey import Plan, load_tallies, made_on
 
 KEPT = 6
 """References of each latent that an atlas keeps."""
@@ -49,6 +50,9 @@ NAMES = 2
 NAMED = 0.15
 """A word that a smaller share of a cluster's latents bears does not stand for the cluster, however unlikely it is."""
 FOUND = f"concepts found (average precision >= {GOOD})"
+
+
+Step = Callable[[str, float], None]
 
 
 class Words(NamedTuple):
@@ -82,35 +86,41 @@ class Surveyed:
 
 def make_atlases(
     plan: Plan, tallies: Path, site: str | Path, *, command: str, given: Given | None = None,
-    words: Callable[[Surveyed], Words] | None = None, on_step: Callable[[str], None] = lambda step: None,
+    words: Callable[[Surveyed], Words] | None = None, on_step: Step = lambda step, seconds: None,
 ) -> list[Path]:  # fmt: skip
-    """The atlases of a survey, written below `site`; their folders."""
+    """The atlases of a survey, written below `site`; their folders. `on_step` is told what is done next, and about how
+    many seconds it takes; 0 where it is soon done."""
     parent, source = Path(site) / ATLASES, plan.source
     if not (atlases := len(plan.facts["saes"])):
         raise InputError("--sae", "there is none", "Give one.")
     if given is not None and atlases > 1:
         raise InputError(given.made, f"labels latents, and there are {atlases} SAEs", "Survey one --sae at a time.")
-    on_step("figures")
+    on_step("figures", 0.0)
     found, small, broken = load_tallies(plan, tallies.name)
+    if not found[0].n_pictures:  # an atlas of nothing never takes the place of one of something
+        raise InputError(plan.facts["images"], "no picture of it could be read", "See what is wrong with them.")
+    made = made_on(tallies)
     label_of = cache(source.label)
     every = [surveyed(plan, tally, label_of) for tally in found]
     trained = every[:atlases]
     kept = sorted({int(i) for one in trained for i in one.references_LR[:, :KEPT].ravel() if i >= 0})
-    on_step("pictures")
-    folder = save_sheets(parent, made := list(sheets.sheets_of((small[i][0] for i in kept), plan.facts["cell_px"])))
-    placed = Sheets(folder, tuple(f"{k:03}.webp" for k in range(len(made))), plan.facts["cell_px"], sheets.ACROSS,
+    on_step("pictures", 0.0)
+    drawn = list(sheets.sheets_of((small[i][0] for i in kept), plan.facts["cell_px"]))
+    folder = save_sheets(parent, drawn)
+    placed = Sheets(folder, tuple(f"{k:03}.webp" for k in range(len(drawn))), plan.facts["cell_px"], sheets.ACROSS,
                     sheets.DOWN)  # fmt: skip
     number_N = np.full(len(source), -1, np.int64)
     number_N[kept] = np.arange(len(kept))
     written = []
     for k, one in enumerate(trained):
         facts = plan.facts["saes"][k]
-        on_step(f"map of {facts['name']}")
-        sae = load_sae(paths.bundled(facts["name"]) or facts["name"])
-        slug = slug_of(plan.facts["model"], facts["name"], facts["tap"])
+        on_step(f"atlas of {facts['name']}", 0.0)
+        sae = load_sae(paths.bundled(facts["at"]) or facts["at"])
+        slug = place_of(parent, _names(plan, k)).slug
         directions_LD, alive_L = sae.directions.float().cpu().numpy(), one.tally.pictures_L > 0
         mapped = f"UMAP of decoder directions, {projection.NEIGHBOURS} neighbours, cosine, seed {plan.facts['seed']}"
-        map_L2 = _map(parent / slug, facts["sha"], mapped, directions_LD, alive_L, plan.facts["seed"])
+        slow = lambda seconds, name=facts["name"]: on_step(f"map of {name}", seconds)  # noqa: E731
+        map_L2 = _map(parent / slug, facts["sha"], mapped, directions_LD, alive_L, plan.facts["seed"], slow)
         control = every[atlases + k] if plan.facts["control"] else None
         findings, over_all = quality.findings(one.tally) if source.truth else ([], None)
         others = quality.findings(control.tally)[0] if control and source.truth else [None] * len(findings)
@@ -130,7 +140,7 @@ def make_atlases(
         explained = [plan.facts["dictionaries"][i]["explained"] for i in (k, atlases + k)[: 1 + (control is not None)]]
         atlas = Atlas(
             schema=SCHEMA, slug=slug,
-            provenance=_provenance(plan, k, one.tally, sae, broken, command),
+            provenance=_provenance(plan, k, one.tally, sae, broken, command, made),
             edges=tuple(one.tally.frame.edges.tolist()), mapped=mapped,
             quality=tuple(_quality(one, control, explained, concepts)), concepts=concepts, labellings=labellings,
             clusters=_clusters(cluster_L, labellings, label_SL, score_SL, one),
@@ -141,6 +151,17 @@ def make_atlases(
         written.append(save_atlas(parent, atlas))
     sweep_sheets(parent)
     return written
+
+
+def places(plan: Plan, site: str | Path) -> list[Place]:
+    """Where the atlases of a survey will be written."""
+    return [place_of(Path(site) / ATLASES, _names(plan, k)) for k in range(len(plan.facts["saes"]))]
+
+
+def _names(plan: Plan, k: int) -> dict[str, str]:
+    of = plan.facts["saes"][k]
+    return {"model": plan.facts["model"], "model_sha": plan.facts["model_sha"], "sae": of["name"],
+            "sae_sha": of["sha"], "tap": of["tap"], "states_sha": of["states_sha"]}  # fmt: skip
 
 
 def surveyed(plan: Plan, tally: Tally, label_of: Callable[[int], str]) -> Surveyed:
@@ -318,8 +339,9 @@ def _clusters(
 
 
 def _map(
-    folder: Path, sae_sha: str, mapped: str, directions_LD: np.ndarray, alive_L: np.ndarray, seed: int
-) -> np.ndarray:
+    folder: Path, sae_sha: str, mapped: str, directions_LD: np.ndarray, alive_L: np.ndarray, seed: int,
+    on_slow: Callable[[float], None],
+) -> np.ndarray:  # fmt: skip
     """(L, 2); the one of the atlas that is there already, if it is of the same latents made in the same way."""
     try:
         older = load_atlas(folder)
@@ -328,20 +350,24 @@ def _map(
             return older.arrays.map_L2
     except InputError:
         pass  # there is none, or none that can be read
+    on_slow(projection.seconds_for(int(alive_L.sum())))
     map_L2 = np.zeros((len(alive_L), 2), np.float32)
     map_L2[alive_L] = projection.map_of(directions_LD[alive_L], seed)
     return map_L2
 
 
-def _provenance(plan: Plan, k: int, tally: Tally, sae, broken: Sequence, command: str) -> Provenance:
+def _provenance(
+    plan: Plan, k: int, tally: Tally, sae, broken: Sequence, command: str, made: Mapping[str, str]
+) -> Provenance:
+    """`made`: where and with what the tallies were made, which may have been elsewhere than here."""
     facts, of = plan.facts, plan.facts["saes"][k]
     kind = sae.architecture + (f", k = {sae.k}" if sae.k else "")
     told = tuple(f"{name}: {fault}" for _, name, fault in broken[:1000])
     return Provenance(
         model=facts["model"], model_sha=facts["model_sha"], sae=of["name"], sae_sha=of["sha"], tap=of["tap"],
         architecture=kind, images=facts["images"], images_sha=facts["images_sha"], n_images=tally.n_pictures,
-        n_patches=tally.n_patches, seed=facts["seed"], package_sha=facts["package_sha"], versions=versions(),
-        device_class=facts["device_class"], dtype=facts["dtype"], command=command, broken=told, n_broken=len(broken),
+        n_patches=tally.n_patches, seed=facts["seed"], package_sha=made["package_sha"], versions=versions(),
+        device_class=made["device_class"], dtype=made["dtype"], command=command, broken=told, n_broken=len(broken),
         states_sha=of["states_sha"],
     )  # fmt: skip
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from vsp_report import paths
-from vsp_report.errors import CheckpointError, ImageError, InputError
+from vsp_report.atlas import slug_of
+from vsp_report.errors import CheckpointError, ImageError, InputError, VspError
 from vsp_report.maths import projection
 from vsp_report.maths.tallies import Frame, unit_for
 from vsp_report.model import feeding
@@ -35,7 +36,10 @@ from vsp_report.recording import file_sha, folder_sha, package_sha, sha_of
 from vsp_report.recording.folder import write_folder
 from vsp_report.study import photographs
 from vsp_report.study.photographs import Source
+from vsp_report.study.survey_reading import ready
 
+WORK = ".survey-"
+"""So the name of a work folder begins."""
 CONTROL_SEED = 20_240
 PROBED, PROBED_ROWS = 256, 32
 """So many pictures are looked at first, and so many patches of each kept for explained variance."""
@@ -44,9 +48,11 @@ EMBEDDING_BYTES = 64 << 20
 """What the sums of embeddings may take for one SAE; wider ones are projected by chance to fewer dimensions."""
 CELL_PX, SMALLER_PX, MANY = 96, 64, 20_000
 """Reference pictures are shown this large; those of surveys of so many pictures smaller."""
-MOST_AT_ONCE = 64
+MOST_AT_ONCE, LOOKED_AT_ONCE = 64, 16
 MEMORY_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 ROOMS = ("maths", "model", "sketchworld", "study")
+KEY = "key.json"
+"""What stands in a work folder beside the plan, which may be large: its key, and what it is a survey of."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class Asked:
     control: bool = True
     shard: int | None = None
     memory_bytes: int | None = None
+    """what a batch may take; another figure does not make another survey"""
+    highest_label: int = -1
+    """the highest latent that a user's table labels"""
+    labels_from: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +89,13 @@ class Plan:
     @classmethod
     def read(cls, folder: str | Path) -> Plan:
         folder = Path(folder)
-        facts = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        with np.load(folder / "plan.npz", allow_pickle=False) as archive:
-            return cls(folder, facts, {name: archive[name] for name in archive.files})
+        try:
+            facts = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+            with np.load(folder / "plan.npz", allow_pickle=False) as archive:
+                return cls(folder, facts, {name: archive[name] for name in archive.files})
+        except FileNotFoundError as error:
+            remedy = "Give --out on storage that every worker sees."
+            raise VspError(str(folder), "is not there, or no survey's work folder", remedy) from error
 
     @cached_property
     def source(self) -> Source:
@@ -114,32 +128,68 @@ def plan(asked: Asked, parent: str | Path, on_look: Callable[[int, int], None] =
     """Look at some of the pictures, and write the plan into a work folder below `parent`; or find it there."""
     if asked.source.kind == "folder" and not len(asked.source):
         raise ImageError("--images", "there are none", "Name a folder of pictures.")
-    vlm = kept_vlm(asked.model, asked.device, asked.dtype)
-    saes = [load_sae(paths.bundled(name) or name) for name in asked.saes]
+    asked.source.check_there()
+    model_at, saes_at = located(asked.model), [located(name) for name in asked.saes]
+    vlm = kept_vlm(model_at, asked.device, asked.dtype)
+    saes = [load_sae(paths.bundled(place) or place) for place in saes_at]
     taps = feeding.vision_taps(vlm, _taps(asked, saes))
-    twice = [name for name in asked.saes if asked.saes.count(name) > 1]
-    if twice:
-        raise InputError("--sae", f"{twice[0]} is given twice", "Give each once.")
+    _check_slugs(asked, taps)
+    if asked.highest_label >= (latents := saes[0].d_sae):
+        fault = f"labels latent {asked.highest_label}, and the SAE has {latents}"
+        raise InputError(asked.labels_from, fault, "Number from 0.")
     device, identity = device_of(vlm.model), identity_of(asked.model, vlm.model)
     facts = {
-        "model": vlm.name, "model_sha": identity, "source": asked.source.plain(),
+        "model": asked.model, "model_at": model_at, "model_sha": identity, "source": asked.source.plain(),
         "images": asked.source.title, "images_sha": asked.source.identity, "seed": asked.seed,
         "device": asked.device, "device_class": device.kind, "dtype": device.dtype, "asked_dtype": asked.dtype,
-        "references": asked.references, "package_sha": package_sha(ROOMS),
+        "references": asked.references, "package_sha": this_package(),
         "cell_px": (CELL_PX, SMALLER_PX)[len(asked.source) > MANY],
         "shard": asked.shard or _shard_size(len(asked.source)),
-        "saes": [{"name": name, "sha": identity_of(name), "tap": str(tap), "states_sha": states_sha(vlm, tap, identity)}
-                 for name, tap in zip(asked.saes, taps, strict=True)],
-        "control": asked.control, "memory": asked.memory_bytes or 0,
+        "saes": [{"name": name, "at": at, "sha": identity_of(name), "tap": str(tap),
+                  "states_sha": states_sha(vlm, tap, identity)}
+                 for name, at, tap in zip(asked.saes, saes_at, taps, strict=True)],
+        "control": asked.control,
     }  # fmt: skip
     key = sha_of(facts)
-    folder = Path(os.path.abspath(parent)) / f".survey-{key[:16]}"
+    folder = Path(os.path.abspath(parent)) / f"{WORK}{key[:16]}"
     if not (folder / "plan.npz").is_file():
         made, arrays = _look(asked, vlm, saes, taps, on_look)
         facts |= {"key": key} | made
-        text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
-        write_folder(folder, {"plan.json": text, "plan.npz": npz(arrays)})
+        told = {"key": key, "package_sha": facts["package_sha"], "of": f"{asked.source.title} with {asked.model}"}
+        write_folder(folder, {KEY: _json(told), "plan.json": _json(facts), "plan.npz": npz(arrays)})
     return Plan.read(folder)
+
+
+def _json(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, ensure_ascii=False, indent=1).encode()
+
+
+def key_of(folder: str | Path) -> str:
+    """A plan's key, without the plan."""
+    try:
+        return json.loads((Path(folder) / KEY).read_text(encoding="utf-8"))["key"]
+    except FileNotFoundError as error:
+        remedy = "Give --out on storage that every worker sees."
+        raise VspError(str(folder), "is not there, or no survey's work folder", remedy) from error
+
+
+def located(name: str) -> str:
+    """A model or SAE by where it is, so that a process that works elsewhere finds it too; what is not on the disk, or
+    is bundled, has its name everywhere."""
+    return os.path.abspath(name) if paths.bundled(name) is None and Path(name).exists() else name
+
+
+def _check_slugs(asked: Asked, taps: Sequence[Tap]) -> None:
+    """Before the pass: each atlas has a folder of its own."""
+    there: dict[str, str] = {}
+    for name, tap in zip(asked.saes, taps, strict=True):
+        slug = slug_of(asked.model, name, str(tap))
+        if name in there.values():
+            raise InputError("--sae", f"{name} is given twice", "Give each once.")
+        if slug in there:
+            fault = f"the atlases of {there[slug]} and {name} would have one folder, {slug}"
+            raise InputError("--sae", fault, "Survey one after the other, or rename one's folder.")
+        there[slug] = name
 
 
 def _taps(asked: Asked, saes: Sequence[Sae]) -> list[str]:
@@ -168,14 +218,15 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
                                               if asked.control else [])  # fmt: skip
     at = [*taps, *taps][: len(pairs)]
     largest, alive = [0.0] * len(pairs), [np.zeros(sae.d_sae, bool) for sae, _ in pairs]
-    means, rows, done, most = [], {tap: [] for tap in taps}, 0, 0
-    for batch in photographs.batches(source, numbers, 16):
-        good = [one for one in batch if one.image is not None]
+    means, rows, done, most, unread = [], {tap: [] for tap in taps}, 0, 0, []
+    for batch in ready(source, feeder, numbers, LOOKED_AT_ONCE, budget(asked.memory_bytes, vlm)):
+        good = [one.prompt for one in batch if one.prompt is not None]
+        unread += [one.photograph.number for one in batch if one.prompt is None]
         done += len(batch)
         if not good:
             continue
-        fed = feeder.feed([one.image for one in good])
-        _check_widths(vlm, asked.saes, saes, taps, fed)
+        fed = feeder.see(good)
+        _check_widths(asked, saes, taps, fed)
         most = max(most, int(fed.patches_B.max()))
         for k, ((sae, _), tap) in enumerate(zip(pairs, at, strict=True)):
             entries = feeding.entries_of(sae, fed, tap, range(len(good)))
@@ -201,7 +252,7 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
             "control": control, "of": k % len(saes), "latents": sae.d_sae, "unit": unit_for(largest[k]),
             "explained": feeding.explained(sae, np.concatenate(rows[tap])),
         })  # fmt: skip
-    return {"dictionaries": told, "width": width, "batch": _batch_size(asked, vlm, most)}, arrays
+    return {"dictionaries": told, "width": width, "patches": most, "looked": numbers, "unread": unread}, arrays
 
 
 def _width(wide: int, latents: int) -> int:
@@ -210,20 +261,24 @@ def _width(wide: int, latents: int) -> int:
     return wide
 
 
-def _check_widths(vlm: Vlm, names: Sequence[str], saes: Sequence[Sae], taps: Sequence[Tap], fed: feeding.Fed) -> None:
-    for name, sae, tap in zip(names, saes, taps, strict=True):
+def _check_widths(asked: Asked, saes: Sequence[Sae], taps: Sequence[Tap], fed: feeding.Fed) -> None:
+    for name, sae, tap in zip(asked.saes, saes, taps, strict=True):
         if sae.d_in != (width := fed.states[tap].shape[-1]):
-            fault = f"reads states {sae.d_in} wide; {tap} of {vlm.name} gives {width}"
+            fault = f"reads states {sae.d_in} wide; {tap} of {asked.model} gives {width}"
             raise CheckpointError(name, fault, "Take an SAE of this tap.")
 
 
-def _batch_size(asked: Asked, vlm: Vlm, patches: int) -> int:
+def budget(memory_bytes: int | None, vlm: Vlm) -> int:
+    """What a batch may take, where that is said or not."""
+    return memory_bytes or MEMORY_BYTES[vlm.device.type]
+
+
+def batch_size(memory_bytes: int | None, vlm: Vlm, patches: int) -> int:
     """Pictures at once: what a tower's widest moment takes, within the budget."""
-    budget = asked.memory_bytes or MEMORY_BYTES[vlm.device.type]
     vision = vlm.model.config.vision_config
     width, heads = getattr(vision, "hidden_size", 1024), getattr(vision, "num_attention_heads", 16)
     one = 4 * patches * (16 * width + 2 * heads * patches)
-    return int(np.clip(budget // max(one, 1), 1, MOST_AT_ONCE))
+    return int(np.clip(budget(memory_bytes, vlm) // max(one, 1), 1, MOST_AT_ONCE))
 
 
 def identity_of(name: str, model: Any = None) -> str:
@@ -232,6 +287,12 @@ def identity_of(name: str, model: Any = None) -> str:
     if place.exists():
         return folder_sha(place) if place.is_dir() else file_sha(place)
     return getattr(getattr(model, "config", None), "_commit_hash", None) or name.partition("@")[2]
+
+
+@lru_cache(maxsize=1)
+def this_package() -> str:
+    """The source that this process computes with."""
+    return package_sha(ROOMS)
 
 
 @lru_cache(maxsize=1)

@@ -3,18 +3,21 @@ becomes its label.
 
 A latent's score for a word is the mean likeness of its references to the word, weighted by activation, less the mean
 likeness of all reference pictures to it: what every picture is a little like says nothing. A word is a label only where
-that is above zero, and the score stays with it. The pictures are read once more, each once.
+that is above zero, and the score stays with it. The pictures are read once more, each once, and one by one. One that
+cannot be read any more says nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
+from functools import lru_cache
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from vsp_report.model.class_lists import ClassList
-from vsp_report.model.classify import load_clip
+from vsp_report.model.classify import Clip, load_clip
 from vsp_report.study import photographs
 from vsp_report.study.photographs import Source
 from vsp_report.study.survey_atlas import KEPT, Surveyed, Words
@@ -25,7 +28,7 @@ AT_ONCE = 32
 
 def name_by_words(source: Source, words: Sequence[str], clip_name: str, told: str, one: Surveyed, *,
                   device: str = "auto") -> Words:  # fmt: skip
-    clip = load_clip(clip_name, device=device)
+    clip = _kept_clip(clip_name, device)
     classes = clip.classes(ClassList(told, tuple(words), TEMPLATES))
     references_LR, strengths_LR = one.references_LR[:, :KEPT], one.strengths_LR[:, :KEPT]
     numbers = np.unique(references_LR[references_LR >= 0])
@@ -33,14 +36,25 @@ def name_by_words(source: Source, words: Sequence[str], clip_name: str, told: st
     column_A = np.searchsorted(numbers, references_LR[latent_A, rank_A])
     weight_LR = strengths_LR / np.maximum(strengths_LR.sum(1, keepdims=True), 1e-12)
     weights = csr_array((weight_LR[latent_A, rank_A], (latent_A, column_A)), (len(references_LR), len(numbers)))
-    likeness_LC, mean_C, at = np.zeros((len(references_LR), len(words))), np.zeros(len(words)), 0
-    for batch in photographs.batches(source, numbers.tolist(), AT_ONCE):
-        likeness_BC = clip.likeness([photograph.image for photograph in batch], classes)
-        likeness_LC += weights[:, at : at + len(batch)] @ likeness_BC
-        mean_C += likeness_BC.sum(0)
-        at += len(batch)
-    score_LC = likeness_LC - mean_C / max(at, 1)
+    likeness_NC, read_N = np.zeros((len(numbers), len(words))), np.zeros(len(numbers), bool)
+    with closing(photographs.stream(source, numbers.tolist(), AT_ONCE)) as coming:
+        for n, photograph in enumerate(coming):
+            if photograph.image is not None:
+                likeness_NC[n], read_N[n] = clip.likeness([photograph.image], classes)[0], True
+            del photograph
+    mean_C = likeness_NC.sum(0) / max(read_N.sum(), 1)
+    score_LC = weights @ np.where(read_N[:, None], likeness_NC - mean_C, 0.0)
     best_L, alive_L = score_LC.argmax(1), (references_LR >= 0).any(1)
     score_L = score_LC.max(1)
     made = f"{clip.name}, {len(words)} words of {told}"
     return Words(made, tuple(words), np.where(alive_L & (score_L > 0), best_L, -1), score_L)
+
+
+def check_clip(name: str, words: Sequence[str], told: str) -> None:
+    """That a CLIP can be loaded and reads the words: known before the survey, not after it."""
+    load_clip(name).classes(ClassList(told, tuple(words), TEMPLATES))
+
+
+@lru_cache(maxsize=1)
+def _kept_clip(name: str, device: str) -> Clip:
+    return load_clip(name, device=device)
