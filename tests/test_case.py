@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -500,6 +501,48 @@ def test_new_writes_a_case_that_passes_and_overwrites_nothing(tmp_path, monkeypa
     assert cli.main(words) == 2 and cli.main(["new", "My Case"]) == 2 and cli.main(["new", "x", "--from", "y"]) == 2
     assert [file.name for file in (tmp_path / "cases").iterdir()] == ["my-case.yaml"]
     assert capsys.readouterr().err.count("error: ") == 3
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_new_from_a_bundled_case_asks_the_same_and_is_held_to_no_baseline(tmp_path, monkeypatch, capsys, path) -> None:
+    """The baseline's figures stay with the case that they were measured of; nothing else is left out."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", "my-case", "--from", path.stem]) == 0
+    of, made = case.load_case(path), case.load_case(tmp_path / "cases" / "my-case.yaml")
+    told = capsys.readouterr().out
+    assert ("left out: the baseline" in told) == bool(of.expect.baseline) and made.expect.baseline == ()
+    kept = dataclasses.replace(of.expect, baseline=())
+    assert made.resolved() == dataclasses.replace(of, id="my-case", path=made.path, expect=kept).resolved()
+    if not of.expect.baseline:
+        assert made.path.read_text() == path.read_text()
+    else:
+        assert "aseline" not in made.path.read_text() and made.expect.review_by == of.expect.review_by
+
+
+def test_a_comment_below_a_baseline_stays(tmp_path, monkeypatch) -> None:
+    (tmp_path / "own").mkdir()
+    text = PLAIN + "contrast: {right: a, wrong: b}\nexpect:\n  # of the baseline\n  baseline:\n    before.margin:\n"
+    text += "      abs: 1\n\n  # of the review\n  review_by: 2030-01-01\n"
+    (tmp_path / "own" / "mine.yaml").write_text(text)
+    monkeypatch.setattr(paths, "cases_dir", lambda: tmp_path / "own")
+    starter = case.write_starter("copy", "mine", tmp_path)
+    assert starter.left_out and starter.file.read_text().endswith(
+        "expect:\n\n  # of the review\n  review_by: 2030-01-01\n"
+    )
+    assert case.load_case(starter.file).expect.review_by == "2030-01-01"
+
+
+@pytest.mark.parametrize("folder", ["cases", "our cases"])
+@pytest.mark.parametrize("template", ["question", "classification"])
+def test_a_starter_says_how_an_editor_completes_it(tmp_path, monkeypatch, folder, template) -> None:
+    """What it says is done, by a shell, and the schema is where an editor looks for it: beside the file."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", "one", "--from", template, "--folder", folder]) == 0
+    file = tmp_path / folder / "one.yaml"
+    (command,) = re.findall(r"once `vsp-report (.+)` has written", file.read_text())
+    subprocess.run(f"{sys.executable} -m vsp_report {command}", shell=True, check=True)
+    (named,) = re.findall(r"yaml-language-server: \$schema=(\S+)", file.read_text())
+    assert json.loads((file.parent / named).read_text()) == SCHEMA
 
 
 def test_schema_prints_json(capsys) -> None:

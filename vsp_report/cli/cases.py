@@ -83,8 +83,10 @@ def _check(args: argparse.Namespace) -> int:
 def _new(args: argparse.Namespace) -> int:
     from vsp_report import case
 
-    file = case.write_starter(args.name, args.template, args.folder)
-    print(f"written: {file}")
+    starter = case.write_starter(args.name, args.template, args.folder)
+    print(f"written: {starter.file}")
+    if starter.left_out:
+        print(f"left out: the baseline of {args.template}, whose figures are of that case")
     return 0
 
 
