@@ -15,7 +15,7 @@ from vsp_report.maths.edits import ALL, Contrast, Edit, Steering
 from vsp_report.recording import Answered, Rephrased, load_recording
 from vsp_report.sketchworld.planted import plant
 from vsp_report.study import evidence
-from vsp_report.study.description import Carried, _by_word, carried, words_of
+from vsp_report.study.description import Carried, _by_word, about, carried, words_of
 from vsp_report.study.diagnose import FEW, Trial, diagnose, minimal_set, rule, verdict
 from vsp_report.study.pictures import load_picture
 from vsp_report.study.resolve import Rankings
@@ -139,6 +139,30 @@ SURELY = Apart(0.05, (0.1,) * 19)
 )
 def test_the_rule_line_by_line(ablation, both, words, reach, apart, mode: str) -> None:
     assert rule(ablation, both, words, reach, apart) == mode
+
+
+def test_where_other_words_are_answered_rightly_nobody_says_that_nothing_is_seen() -> None:
+    assert rule(NO, NO, None, LEVEL, TOGETHER) == "perception-missing"
+    assert rule(NO, NO, None, LEVEL, TOGETHER, otherwise=True) == "undetermined"
+    assert rule(YES, None, ELSE, MANY, TOGETHER, otherwise=True) == "undetermined"
+    assert rule(YES, None, ELSE, AHEAD, TOGETHER, otherwise=True) == "misleading-cue"
+
+
+@pytest.mark.parametrize(
+    ("description", "asked", "is_about"),
+    [
+        ("a person sitting beside a chair", "Is the person sitting or standing? standing sitting", True),
+        ("a goat", "Is the person sitting or standing? standing sitting", False),
+        ("a chart with four bars", "Which bar is the tallest? the red bar", True),
+        ("a chart", "What is in the picture? a bar", False),
+        ("a cupboard", "Is there a cup? yes no", False),
+        ("the two of them", "What is the answer? the first", False),
+        ("A RABBIT.", "What animal is this? duck rabbit", True),
+        ("", "What animal is this?", False),
+    ],
+)
+def test_a_description_is_about_what_is_asked(description: str, asked: str, is_about: bool) -> None:
+    assert about(description, asked) is is_about
 
 
 def test_without_a_description_amplification_has_to_be_needed() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,11 @@ FELL = 1.0
 control."""
 SHARE = 0.1
 """... and by at least this share of what the word falls that falls furthest."""
+
+BARE = frozenset("the and with what which who whose where how are was does this that these there image picture".split())
+"""Words that every description may have."""
+LONGER = 2
+"""A form of a word has at most so many letters more: box, boxes."""
 
 
 class Carried(NamedTuple):
@@ -43,6 +49,13 @@ class Carried(NamedTuple):
 def words_of(text: str) -> list[str]:
     """Words of three letters and more; shorter ones hold others together."""
     return re.findall(r"[^\W_]{3,}", text.casefold())
+
+
+def about(description: str, asked: str) -> bool:
+    """Whether a description has a word of what is asked, in this form or a longer one: bar, bars."""
+    pairs = product(set(words_of(description)) - BARE, set(words_of(asked)) - BARE)
+    return any(len(long) <= len(short) + LONGER and long.startswith(short)
+               for short, long in (sorted(pair, key=len) for pair in pairs))  # fmt: skip
 
 
 def carried(search: Search, edits: Edits, wrong: str) -> Carried | None:

@@ -8,7 +8,8 @@ how much they do to the model; each line of the evidence is one of them:
                           rest on latents that are active here?
     ablation              do few latents that support the wrong answer, set to zero, bring the right one?
     what they stand for   when the model describes the picture, which words does it say because of those latents: that
-                          of the wrong answer, or the name of something else?
+                          of the wrong answer, or the name of something else? A description that has no word of the
+                          question or of its answers is of something else than what is asked, and says nothing here
     ablate and amplify    where ablation did not: does it, together with amplifying what supports the right answer?
     rivals                can the right answer be had more easily than answers that nobody claims?
     two places            does what pulls towards the right answer lie where what speaks for the wrong one does?
@@ -38,7 +39,8 @@ The rule:
                           others: two things are seen, and one is spoken of. Or it has no words because of them, or
                           there is no description, and amplification was needed
     perception missing    no search has the model say the right answer, and it is not ahead; or it is one of many. And
-                          nothing elsewhere pulls towards it
+                          nothing elsewhere pulls towards it, and no rephrasing is answered rightly, on whatever that
+                          rests
     undetermined          everything else: neither answer of the contrast is given, tests speak against each other,
                           something is not beyond its controls, or a test that the rule asks for cannot be made
 
@@ -65,7 +67,7 @@ from vsp_report.case.answers import side
 from vsp_report.maths.edits import Contrast
 from vsp_report.maths.effects import permutation_p
 from vsp_report.recording import Answered, Diagnosis, Evidence, MinimalSet, Rephrased
-from vsp_report.study.description import Carried, carried
+from vsp_report.study.description import Carried, about, carried
 from vsp_report.study.resolve import Rankings
 from vsp_report.study.search import Apart, Edits, Outcome, Reach, Search, strongest
 from vsp_report.study.subjects import Asking, Subject
@@ -174,8 +176,8 @@ def diagnose(
     seen.note("the answer", f"“{clean.text}” is {said or 'neither answer of the contrast'}", said == "right")
     if said == "right":
         return seen.concluded("none")
-    enough = [_rephrasing(seen, one) for one in rephrased]  # all of them, for the table
-    if any(enough):
+    rests = [_rephrasing(seen, one) for one in rephrased]  # all of them, for the table
+    if any(rests):
         return seen.concluded("limited-alignment")
     if said != "wrong" or clean.margin is None or clean.margin > 0:
         seen.note("ablation", "not looked for: it is not the wrong answer that the model gives", None)
@@ -192,15 +194,17 @@ def diagnose(
     apart = _two_places(seen, search, few, both)
     seen.runs = search.runs
     described = few is not None and isinstance(subject, Asking)
-    return seen.concluded(rule(ablation, both, words, reach, apart, described=described))
+    otherwise = any(one is not None for one in rests)
+    return seen.concluded(rule(ablation, both, words, reach, apart, described=described, otherwise=otherwise))
 
 
 def rule(
     ablation: Trial | None, both: Trial | None, words: Carried | None, reach: Reach | None, apart: Apart | None,
-    *, described: bool = True,
+    *, described: bool = True, otherwise: bool = False,
 ) -> str:  # fmt: skip
     """The rule for a wrong answer that no rephrasing corrects. `described`: whether there are latents and a model that
-    describes, so that words should have been found."""
+    describes, so that words should have been found. `otherwise`: whether it is answered rightly in other words, on
+    whatever that rests."""
     said = _said(ablation, both)
     ahead = reach is not None and _ahead(reach, said)
     elsewhere = apart is not None and apart.p <= MOSTLY
@@ -208,7 +212,7 @@ def rule(
     by_both = both is not None and both.brings
     by_itself = by_ablation and reach is not None and reach.p <= LEVEL and apart is not None and apart.p <= 1 - LEVEL
     if reach is not None and not ahead and not elsewhere and (not said or reach.p > MOSTLY):
-        return "perception-missing"
+        return "undetermined" if otherwise else "perception-missing"
     far_off = reach is not None and reach.p <= MOSTLY and apart is not None and apart.p <= LEVEL
     shown = (ahead and (elsewhere or by_itself)) or far_off
     if words is None:
@@ -228,16 +232,16 @@ def _ahead(reach: Reach, said: bool) -> bool:
     return reach.p <= SEARCHED and (said or reach.right > 0)
 
 
-def _rephrasing(seen: Examination, one: Rephrased) -> bool:
-    """Whether other words are enough, and the answer to them rests on what is seen."""
+def _rephrasing(seen: Examination, one: Rephrased) -> bool | None:
+    """Whether the right answer in other words rests on what is seen; None where it is not given."""
     contrast = Contrast(*one.contrast) if one.contrast else seen.contrast
     test, said = f"rephrasing: {one.name}", f"“{one.prompt}” is answered “{one.answered.text}”"
     if verdict(contrast.right, seen.contrast) == "wrong":
         seen.note(test, f"“{one.prompt}” asks something else: its right answer is the wrong one here", None)
-        return False
+        return None
     if verdict(one.answered.text, contrast, one.answered.margin) != "right":
         seen.note(test, said, False)
-        return False
+        return None
     subject = seen.subject.asked(one.prompt, contrast)
     if subject.bench is None:
         seen.note(test, f"{said}; at a text tap it cannot be tested what that rests on", None)
@@ -304,6 +308,9 @@ def _stand_for(seen: Examination, search: Search, few: Edits) -> Carried | None:
     test, words = "what they stand for", carried(search, few, seen.contrast.wrong)
     if words is None:
         seen.note(test, "there is no description to read, or nothing to compare with", None)
+        return None
+    if not about(words.description, f"{seen.subject.prompt} {seen.contrast.right} {seen.contrast.wrong}"):
+        seen.note(test, f"“{words.description}” says nothing of what is asked", None)
         return None
     named = ", ".join(f"“{word}”" for word in words.words) or "no word"
     meant = "the wrong answer itself" if words.itself else "something else" if words.words else "nothing it names"
