@@ -53,6 +53,16 @@ def room(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A folder with a file of each name that is measured."""
+    for name in cli.world.NEEDED:
+        file = tmp_path / "weights" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return tmp_path / "weights"
+
+
+@pytest.fixture
 def evaluated(room):
     """An evaluation that returns these figures, and keeps what it was asked."""
 
@@ -128,6 +138,8 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["sketchworld", "train", "--device", "tpu"], "'tpu'"),
         (["sketchworld", "draw", "--mode", "hidden-cue"], "--variation"),
         (["sketchworld", "draw", "--family", "f", "--mode", "m", "--variation", "v"], "--family, --mode"),
+        (["sketchworld", "draw", "--size", "100000"], "'100000' is not a whole number from 32 to 4096"),
+        (["sketchworld", "draw", "--size", "31"], "'31' is not a whole number from 32 to 4096"),
         (["sketchworld", "eval", "--weights", "nowhere"], "nowhere: no weights are here"),
         (["sketchworld", "eval", "--we", "nowhere"], "--we"),
         (["sae", "convert", "one"], "DST"),
@@ -205,47 +217,60 @@ def test_train_hands_over_what_is_typed(room, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(("figures", "code"), [(MET, 0), (NO_GOAL, 0), (UNMET, 1)])
-def test_eval_returns_1_when_a_goal_is_not_met(figures, code, evaluated, tmp_path, capsys) -> None:
+def test_eval_returns_1_when_a_goal_is_not_met(figures, code, evaluated, weights, capsys) -> None:
     asked = evaluated(figures)
-    assert (
-        cli.main(["sketchworld", "eval", "--weights", str(tmp_path), "--scenes", "5", "--device", "cpu"])
-        == code
-    )
-    assert asked == {"weights": tmp_path, "scenes": 5, "device": "cpu"}
+    assert cli.main(["sketchworld", "eval", "--weights", str(weights), "--scenes", "5", "--device", "cpu"]) == code
+    assert asked == {"weights": weights, "scenes": 5, "device": "cpu"}
     assert capsys.readouterr().out == f"table of {len(figures)}\n"
 
 
-def test_eval_writes_its_figures(evaluated, tmp_path, capsys) -> None:
+def test_eval_writes_its_figures(evaluated, weights, tmp_path, capsys) -> None:
     evaluated(MET)
     file = tmp_path / "figures.json"
-    assert cli.main(["sketchworld", "eval", "--weights", str(tmp_path), "--json", str(file)]) == 0
+    assert cli.main(["sketchworld", "eval", "--weights", str(weights), "--json", str(file)]) == 0
     assert json.loads(file.read_text()) == MET
-    assert list(tmp_path.iterdir()) == [file]
+    assert set(tmp_path.iterdir()) == {file, weights}
 
 
-def test_eval_puts_its_table_into_the_model_card(evaluated, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("missing", [None, "clip/model.safetensors", "saes/vision.3/sae_weights.safetensors"])
+def test_eval_of_a_folder_without_weights_says_what_is_missing(evaluated, weights, tmp_path, capsys, missing) -> None:
     asked = evaluated(MET)
-    card = tmp_path / "README.md"
-    words = ["sketchworld", "eval", "--weights", str(tmp_path), "--card"]
+    (tmp_path / "empty").mkdir()
+    if missing is not None:
+        (weights / missing).unlink()
+    assert cli.main(["sketchworld", "eval", "--weights", str(weights if missing else tmp_path / "empty")]) == 2
+    out, err = capsys.readouterr()
+    assert f"is no folder of weights: it has no {missing or 'sketchworld/config.json'}. Name a folder" in err
+    assert (out, asked, err.count("\n")) == ("", {}, 1)
+
+
+def test_the_bundled_weights_are_whole() -> None:
+    assert all((paths.weights_dir() / name).is_file() for name in cli.world.NEEDED)
+
+
+def test_eval_puts_its_table_into_the_model_card(evaluated, weights, capsys) -> None:
+    asked = evaluated(MET)
+    card = weights / "README.md"
+    words = ["sketchworld", "eval", "--weights", str(weights), "--card"]
     assert cli.main(words) == 2 and asked == {}  # no card: said before anything is measured
     card.write_text("a\n<!-- figures -->\nold\n<!-- /figures -->\nz\n")
     assert cli.main(words) == cli.main(words) == 0
     assert card.read_text() == "a\n<!-- figures -->\ntable of 1\n<!-- /figures -->\nz\n"
 
 
-def test_eval_refuses_a_place_it_cannot_write_before_it_measures(evaluated, tmp_path, capsys) -> None:
+def test_eval_refuses_a_place_it_cannot_write_before_it_measures(evaluated, weights, tmp_path, capsys) -> None:
     asked = evaluated(MET)
     file = tmp_path / "nowhere" / "figures.json"
-    assert cli.main(["sketchworld", "eval", "--weights", str(tmp_path), "--json", str(file)]) == 2
+    assert cli.main(["sketchworld", "eval", "--weights", str(weights), "--json", str(file)]) == 2
     assert asked == {} and "its folder does not exist" in capsys.readouterr().err
 
 
-def test_what_cannot_be_written_whole_is_not_written(evaluated, tmp_path, capsys) -> None:
+def test_what_cannot_be_written_whole_is_not_written(evaluated, weights, tmp_path, capsys) -> None:
     file = tmp_path / "figures.json"
     file.write_text("before")
     evaluated({"animals": {"value": object(), "goal": None, "met": None}})
-    assert cli.main(["sketchworld", "eval", "--weights", str(tmp_path), "--json", str(file)]) == 3
-    assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
+    assert cli.main(["sketchworld", "eval", "--weights", str(weights), "--json", str(file)]) == 3
+    assert file.read_text() == "before" and set(tmp_path.iterdir()) == {file, weights}
 
 
 def test_draw_writes_a_picture_and_its_scene(tmp_path, capsys) -> None:
@@ -268,6 +293,26 @@ def test_draw_writes_a_picture_and_its_scene(tmp_path, capsys) -> None:
     assert capsys.readouterr().out.splitlines() == [
         str(tmp_path / f"out/objects-{seed}.png") for seed in (3, 4)
     ]
+
+
+@pytest.mark.parametrize(
+    "words", [["sketchworld", "draw", "--out"], ["run", "--demo", "--out"], ["new", "a-case", "--folder"]], ids=" ".join
+)
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_file_in_the_place_of_a_folder_is_a_mistake_with_a_remedy(words, below, tmp_path, capsys) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert cli.main([*words, str(file / below)]) == 2
+    said = f"error: {words[-1]}: {file} is a file, and a folder is wanted. Name another place, or move it away.\n"
+    assert capsys.readouterr() == ("", said)
+    assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
+
+
+def test_the_largest_scene_is_as_large_as_a_cases() -> None:
+    from vsp_report import case
+
+    size = case.case_schema()["$defs"]["SceneImage"]["properties"]["size"]
+    assert (size["minimum"], size["maximum"]) == cli.world.SIDES_PX
 
 
 def test_draw_tells_what_is_asked_of_a_planted_scene(tmp_path, capsys) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vsp_report import paths
 from vsp_report.cli import site
-from vsp_report.cli.words import COULD_NOT_RUN, DEVICES, command, counted, positive, said, seconds
+from vsp_report.cli.words import COULD_NOT_RUN, DEVICES, check_folder, command, counted, positive, said, seconds
 from vsp_report.errors import InputError
 
 
@@ -83,6 +83,7 @@ def _check(args: argparse.Namespace) -> int:
 def _new(args: argparse.Namespace) -> int:
     from vsp_report import case
 
+    check_folder(args.folder, "--folder")
     starter = case.write_starter(args.name, args.template, args.folder)
     print(f"written: {starter.file}")
     if starter.left_out:
@@ -119,6 +120,7 @@ def _run(args: argparse.Namespace) -> int:
     words = args.cases or [paths.cases_dir() if args.demo else Path("cases")]
     if not args.cases and not args.demo and not Path("cases").is_dir():
         raise InputError("cases", "is not a folder here", "Write a case with `vsp-report new NAME`, or try --demo.")
+    check_folder(args.out / "recordings")
     cases = case.load_cases(words)
     from vsp_report.run import batch, executors
 

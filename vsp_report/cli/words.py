@@ -235,6 +235,14 @@ def append_summary(text: str) -> None:
             file.write(text)
 
 
+def check_folder(path: Path, option: str = "--out") -> None:
+    """Of a folder that may have to be made: that no file stands where it, or one above it, is to be."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            remedy = "Name another place, or move it away."
+            raise InputError(option, f"{place} is a file, and a folder is wanted", remedy)
+
+
 def write_json(path: Path, data: object) -> None:
     write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 

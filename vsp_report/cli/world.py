@@ -10,6 +10,7 @@ from vsp_report import paths
 from vsp_report.cli.words import (
     DEVICES,
     NOT_MET,
+    check_folder,
     check_writable,
     command,
     group,
@@ -19,6 +20,18 @@ from vsp_report.cli.words import (
     write_whole,
 )
 from vsp_report.errors import InputError, ModelError
+
+SIDES_PX = 32, 4096
+"""What a scene is drawn at; a case's is held to the same."""
+NEEDED = (
+    "sketchworld/config.json",
+    "sketchworld/model.safetensors",
+    "clip/config.json",
+    "clip/model.safetensors",
+    "saes/vision.3/cfg.json",
+    "saes/vision.3/sae_weights.safetensors",
+)
+"""What is measured, in a folder of weights."""
 
 
 def add(rooms: Any) -> None:
@@ -63,12 +76,20 @@ def add(rooms: Any) -> None:
     draw.add_argument("--variation", metavar="V", help="which of the mode's variations")
     draw.add_argument("--seed", type=natural, default=0, metavar="N", help="the first seed (default: %(default)s)")
     draw.add_argument("--count", type=positive, default=1, metavar="N", help="(default: %(default)s)")
-    draw.add_argument("--size", type=positive, default=384, metavar="PX", help="(default: %(default)s)")
+    draw.add_argument("--size", type=_pixels, default=384, metavar="PX", help="(default: %(default)s)")
     draw.add_argument(
         "--out", type=Path, default=Path("sketchworld-scenes"), metavar="DIR", help="(default: %(default)s)"
     )
 
     command(world, "rules", "say what training never shows", _sketchworld_rules)
+
+
+def _pixels(text: str) -> int:
+    least, most = SIDES_PX
+    side = int(text) if text.isdecimal() and len(text) < 9 else 0
+    if not least <= side <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return side
 
 
 def _sketchworld_train(args: argparse.Namespace) -> int:
@@ -83,6 +104,9 @@ def _sketchworld_eval(args: argparse.Namespace) -> int:
     weights = args.weights or paths.weights_dir()
     if not weights.is_dir():
         raise ModelError(weights, "no weights are here", "`vsp-report sketchworld train` makes them.")
+    if missing := [name for name in NEEDED if not (weights / name).is_file()]:
+        remedy = "Name a folder that `vsp-report sketchworld train` made, or leave --weights away."
+        raise ModelError(weights, f"is no folder of weights: it has no {missing[0]}", remedy)
     check_writable(args.json)
     card = _Card.read(weights / "README.md") if args.card else None
     from vsp_report.sketchworld import evaluate
@@ -120,6 +144,7 @@ def _sketchworld_draw(args: argparse.Namespace) -> int:
         raise InputError("--mode, --variation", "only one of them is given", "A planted failure needs both.")
     if args.mode is not None and args.family is not None:
         raise InputError("--family, --mode", "both are given", "Draw ordinary scenes or planted ones.")
+    check_folder(args.out)
     from vsp_report.sketchworld import planted, rules
 
     for seed in range(args.seed, args.seed + args.count):
