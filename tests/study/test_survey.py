@@ -507,6 +507,32 @@ def test_a_worker_that_dies_is_said_in_a_line(whole: tuple, folder: Path, tmp_pa
     assert survey.plan(asked(folder, memory_bytes=1 << 20), tmp_path).folder == plan.folder
 
 
+def test_workers_end_with_what_started_them() -> None:
+    """Also where that was killed and could tell them nothing."""
+    program = """
+import os, time
+from vsp_report.run import executors
+with executors.processes(1) as executor:
+    print(executor.submit(os.getpid).result(), flush=True)
+    time.sleep(100)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process; one that only waits to be counted as dead is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_parts_of_different_machines_are_not_mixed(folder: Path, tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     plan = survey.plan(asked(folder), tmp_path)

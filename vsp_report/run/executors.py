@@ -82,6 +82,14 @@ def _worker(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Ctrl-C reaches the whole group: a worker ends at once and says nothing. What it had not finished is not there.
     signal.signal(signal.SIGINT, lambda *signalled: os._exit(130))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Who was killed tells its workers nothing: they would wait for ever, with all their memory."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager
