@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.render.recordings import answered, asked, classification, failed, full, not_run
-from vsp_report.recording import EditMade
+from vsp_report.recording import Answered, EditMade
 from vsp_report.render.findings import (
     VERDICTS,
     checks,
@@ -21,6 +21,7 @@ from vsp_report.render.findings import (
     plain,
     round_of,
     share,
+    tone,
     verdict,
     word_changes,
 )
@@ -113,6 +114,16 @@ def test_edits_in_words() -> None:
     assert edit_words(EditMade((1, 2), "scale", 3.0, (), "label duck")) == "multiply two latents (label duck) by 3"
     said = gerund("ablate two latents; multiply one latent by 3")
     assert said == "ablating two latents and multiplying one latent by 3"
+
+
+def test_an_answer_has_the_tone_that_a_diagnosis_reads() -> None:
+    options = ("(a) Open", "(b) Closed")
+    for text, told in (("(b)", "wrong"), ("A.", "right"), ("closed", "wrong"), ("unopened", ""), ("a box", "")):
+        assert tone(Answered(text), options) == told
+    both = "standing, not sitting"
+    assert tone(Answered(both), ("standing", "sitting")) == ""
+    assert tone(Answered(both, margin=2.0), ("standing", "sitting")) == "right"
+    assert tone(None, options) == tone(Answered("(a)"), None) == ""
 
 
 def test_what_changed_in_an_answer() -> None:

@@ -1,4 +1,4 @@
-"""Answers: which of a contrast's two answers a text is. The one reader, of diagnoses and of data sets.
+"""Answers: which of a contrast's two answers a text is. The one reader, of diagnoses, data sets and pages.
 
 An answer is read by its words: it is one of the two, or has one of them in it and not the other; of two of which one is
 part of the other, the longer. Where both are in it, the margin says which is meant, if there is one.

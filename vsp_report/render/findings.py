@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vsp_report.audit.verdicts import VERDICTS, Checked, checks, verdict
 from vsp_report.audit.words import number, p_value, same_answer, share
+from vsp_report.case.answers import side
 from vsp_report.recording import Answered, EditMade, Recording, Steered
 
 __all__ = [
@@ -97,16 +98,10 @@ def gerund(words: str) -> str:
 
 
 def tone(answered: Answered | None, contrast: tuple[str, str] | None) -> str:
-    """right or wrong, by the words of the answer; by the sign of the margin where the words are neither."""
+    """right, wrong, or empty for neither: as a diagnosis and a data set read it."""
     if answered is None or contrast is None:
         return ""
-    for side, words in zip(("right", "wrong"), contrast, strict=True):
-        if same_answer(answered.text, words):
-            return side
-    mentioned = [words.casefold() in answered.text.casefold() for words in contrast]
-    if sum(mentioned) == 1:
-        return "right" if mentioned[0] else "wrong"
-    return ""
+    return side(answered.text, *contrast, answered.margin)
 
 
 def word_changes(before: str, after: str) -> list[Run]:

@@ -47,8 +47,8 @@ POLICY = (
 )
 """No script but the site's own files, no code made from text, no address outside of the site."""
 _DRAWING = (
-    "../audit/words.py", "arms.py", "charts.py", "drawn.py", "figures.py", "findings.py", "looking.py", "overlays.py",
-    "share.py", "site.py", "theme.py",
+    "../audit/words.py", "../case/answers.py", "arms.py", "charts.py", "drawn.py", "figures.py", "findings.py",
+    "looking.py", "overlays.py", "share.py", "site.py", "theme.py",
 )  # fmt: skip
 _DRAWER = ("drawn.py", "theme.py")
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[A-Za-z0-9._~%/-]*)?")
