@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import papermill
 import pytest
 import yaml
+from PIL.PngImagePlugin import PngImageFile
 
 from vsp_report import paths
 from vsp_report.case import make_case
-from vsp_report.errors import SteeringError, VspError
+from vsp_report.errors import ImageError, SteeringError, VspError
 from vsp_report.maths.heatmap import CLUSTERINGS
 from vsp_report.recording import NOTEBOOK, comparable, load_recording
 from vsp_report.study import evidence, glance
@@ -287,6 +290,37 @@ def test_a_model_that_is_not_there_is_recorded(folder: Path) -> None:
     with pytest.raises(VspError):
         evidence.open_case(needy, folder / "needy")
     assert load_recording(folder / "needy").status == "not-run"
+
+
+def test_a_picture_of_a_gigabyte_is_refused_before_it_is_unpacked(folder: Path, monkeypatch) -> None:
+    """A true PNG of 30,000 x 30,000 pixels, in a tenth of a megabyte."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, side = zlib.compressobj(1), 30_000
+    lines = b"".join([packer.compress(bytes((side // 8 + 1) * 1000)) for _ in range(side // 1000)] + [packer.flush()])
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    picture = folder / "vast.png"
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", lines), chunk(b"IEND", b""))
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert picture.stat().st_size < 1e6
+
+    unpacked = []
+    monkeypatch.setattr(PngImageFile, "load", lambda self: unpacked.append(self.size))
+    path = written(folder, "vast", image="vast.png", steer=None, sweep=None)
+    with pytest.raises(ImageError) as caught:
+        evidence.open_case(path, folder / "vast")
+    assert unpacked == []
+    assert (Path(caught.value.place).name, caught.value.remedy) == (
+        "vast.png", "Give a PNG or JPEG picture of ordinary size."
+    )  # fmt: skip
+    assert "900000000 pixels" in caught.value.fault and "decompression bomb" in caught.value.fault
+    left = load_recording(folder / "vast")
+    assert left.status == "error" and left.image is None and left.clean is None
+    assert left.stop.message.startswith("…/vast.png: cannot be read as a picture (")
+    assert left.stop.message.endswith("Give a PNG or JPEG picture of ordinary size.")
+    assert sum(file.stat().st_size for file in (folder / "vast").rglob("*") if file.is_file()) < 1e5
 
 
 # --- the notebook ------------------------------------------------------------------------------------------------
