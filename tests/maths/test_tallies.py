@@ -9,9 +9,10 @@ import pytest
 
 from vsp_report.maths import quality
 from vsp_report.maths.effects import average_precision
-from vsp_report.maths.tallies import BELOW, BINS, Entries, Frame, Tally, Truth, unit_for
+from vsp_report.maths.tallies import BELOW, BINS, Entries, Explained, Frame, Tally, Truth, unit_for
 
 PICTURES, PATCHES, LATENTS, CONCEPTS, WIDTH, NEAR, BATCH = 60, 9, 40, 5, 6, 3, 4
+STATES = 7
 
 
 def drawn(seed: int = 0) -> np.ndarray:
@@ -32,13 +33,15 @@ class World:
         self.acts = drawn(seed)
         embeddings = generator.normal(size=(PICTURES, WIDTH))
         self.embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        self.states = generator.normal(3.0, 2.0, (PICTURES, PATCHES, STATES))
+        self.rebuilt = self.states + generator.normal(0, 0.5, self.states.shape)
         self.shows = generator.random((PICTURES, PATCHES, CONCEPTS)) < 0.15
         self.shows[..., -1] = False
         self.half = (np.arange(PICTURES) // 3) % 2
         nearest = np.stack([generator.permutation(LATENTS)[:NEAR] for _ in range(LATENTS)]).astype(np.int32)
         nearest[0, -1] = -1
         self.frame = Frame(LATENTS, unit_for(float(self.acts.max())), references=4, neighbours_LN=nearest,
-                           width=WIDTH, concepts=CONCEPTS)  # fmt: skip
+                           width=WIDTH, concepts=CONCEPTS, states=STATES, state_unit=16.0)  # fmt: skip
 
     def batch(self, pictures: list[int]) -> tuple[Entries, np.ndarray, Truth]:
         acts = self.acts[pictures]
@@ -52,8 +55,13 @@ class World:
         tally = Tally(self.frame)
         for start in range(0, len(pictures), size):
             entries, embeddings, truth = self.batch(pictures[start : start + size])
-            tally.add(entries, embeddings_BD=embeddings, truth=truth)
+            tally.add(entries, embeddings_BD=embeddings, truth=truth,
+                      explained=self.explained(pictures[start : start + size]))  # fmt: skip
         return tally
+
+    def explained(self, pictures: list[int]) -> Explained:
+        states, rebuilt = self.states[pictures], self.rebuilt[pictures]
+        return Explained(states.sum(1), (states**2).sum((1, 2)), ((states - rebuilt) ** 2).sum((1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +149,13 @@ def test_counts_means_and_maxima(world: World, whole: Tally) -> None:
     expected = np.where(on.any(0), acts.mean(1).sum(0) / np.maximum(on.sum(0), 1), 0)
     np.testing.assert_allclose(whole.mean_active_L, expected, rtol=1e-6)
     assert whole.mean_l0 == pytest.approx((acts > 0).sum(2).mean())
+
+
+def test_explained_variance_against_all_states(world: World, whole: Tally) -> None:
+    states, rebuilt = (part.reshape(-1, STATES) for part in (world.states, world.rebuilt))
+    unexplained = ((states - rebuilt) ** 2).sum() / ((states - states.mean(0)) ** 2).sum()
+    assert whole.explained == pytest.approx(1 - unexplained, abs=1e-7)
+    assert np.isnan(Tally(world.frame).explained)
 
 
 def test_histogram(world: World, whole: Tally) -> None:

@@ -81,6 +81,12 @@ def test_active_is_what_encode_gives_and_nothing_else(architecture, normalise):
     again_PL[found.row_E, found.latent_E] = found.value_E
     assert torch.equal(again_PL, h_PL) and (found.value_E > 0).all() and len(found.value_E) == (h_PL > 0).sum()
     assert (found.row_E.diff() >= 0).all()
+    torch.testing.assert_close(sae.decode_active(found, z_PD), sae.decode(h_PL, z_PD), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_without_a_latent_are_the_bias_alone():
+    sae = make("topk", b_enc=torch.full((L,), -1e6))
+    torch.testing.assert_close(sae.decode_active(sae.active(rows()), rows()), sae.b_dec.expand(P, D))
 
 
 def test_topk_keeps_k_and_fewer_where_fewer_are_positive():

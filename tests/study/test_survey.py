@@ -892,3 +892,18 @@ def test_the_papers_noise_filter() -> None:
         d_sae=200, alive_L=frequency_L > 0, arrays=SimpleNamespace(frequency_L=frequency_L, mean_L=mean_L)
     )
     assert np.flatnonzero(noisy_in(stub, 0.02)).tolist() == [100, 101, 198, 199]
+
+
+def test_explained_variance_is_of_every_patch(whole: tuple, folder: Path) -> None:
+    """As the plain way has it, which holds all states; for the SAEs and for the untrained ones beside them."""
+    import torch
+
+    from vsp_report.model.sae import quality
+
+    plan = whole[0]
+    surveyor = survey._surveyor(str(plan.folder), plan.facts["key"])
+    images = [photographs.read_picture(folder / name) for name in plan.source.names if name not in BROKEN]
+    states = [surveyor.feeder.feed([image]).states for image in images]
+    for tally, one in zip(load_tallies(plan, whole[1].name)[0], surveyor.dictionaries, strict=True):
+        dense = quality(one.sae, torch.cat([state[one.tap] for state in states]))
+        assert tally.explained == pytest.approx(1 - dense.unexplained_variance, abs=1e-5)

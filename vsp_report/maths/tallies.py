@@ -8,7 +8,8 @@ number. Only active entries are touched, so the work follows a code's sparsity a
 A picture's activation of a latent is its largest over the patches. Its mean is over all its patches.
 
 Axes: B pictures of a batch, E active entries (one latent on one patch), A active pairs of a picture and a latent,
-L latents, H bins, R references, N neighbours, D width of embeddings, C concepts, G entries of references' grids.
+L latents, H bins, R references, N neighbours, D width of embeddings, S width of states, C concepts, G entries of
+references' grids.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ BELOW = 16
 MEAN_BITS, STRENGTH_BITS, EMBEDDING_BITS = 30, 16, 20
 """Fractions of the unit (and of 1, for embeddings) that sums are kept in. A million pictures at sixteen times the unit
 still fit 63 bits."""
+STATE_BITS = 28
+"""Likewise of the unit of states, and of its square: a million pictures of a thousand patches."""
 
 
 class Entries(NamedTuple):
@@ -55,6 +58,16 @@ class Truth(NamedTuple):
     concept_X: np.ndarray
 
 
+class Explained(NamedTuple):
+    """How far the states of a batch's pictures are from what an SAE makes of them; summed over each one's patches."""
+
+    state_BS: np.ndarray
+    square_B: np.ndarray
+    """of the states' lengths"""
+    error_B: np.ndarray
+    """of the distances between a state and its reconstruction, squared"""
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """What all tallies of one SAE share."""
@@ -71,6 +84,10 @@ class Frame:
     """of pictures' embeddings; 0 for none"""
     concepts: int = 0
     """of the truth; 0 for none"""
+    states: int = 0
+    """their width, of which the explained variance is; 0 for none"""
+    state_unit: float = 1.0
+    """a power of two, near the longest state"""
 
     @property
     def edges(self) -> np.ndarray:
@@ -143,7 +160,7 @@ def joined(parts: Sequence[References]) -> References:
 # --- the tally ---------------------------------------------------------------------------------------------------
 
 SUMS = ("pictures_L", "mean_L", "histogram_LH", "strength_L", "square_L", "together_LN", "resultant_LD",
-        "inside_2LC", "active_2L", "area_2C")  # fmt: skip
+        "inside_2LC", "active_2L", "area_2C", "state_S", "energy_2")  # fmt: skip
 """Whole numbers that are added."""
 
 
@@ -157,6 +174,7 @@ class Tally:
             "pictures_L": (L,), "mean_L": (L,), "histogram_LH": (L, BINS), "strength_L": (L,), "square_L": (L,),
             "together_LN": (L, N), "resultant_LD": (L, frame.width), "inside_2LC": (2, L, C),
             "active_2L": (2, L if C else 0), "area_2C": (2, C),
+            "state_S": (frame.states,), "energy_2": (2,),
         }  # fmt: skip
         for name, shape in shapes.items():
             setattr(self, name, np.zeros(shape, np.int64))
@@ -167,7 +185,10 @@ class Tally:
 
     # -- adding ---------------------------------------------------------------------------------------
 
-    def add(self, entries: Entries, *, embeddings_BD: np.ndarray | None = None, truth: Truth | None = None) -> None:
+    def add(
+        self, entries: Entries, *, embeddings_BD: np.ndarray | None = None, truth: Truth | None = None,
+        explained: Explained | None = None,
+    ) -> None:  # fmt: skip
         """A batch of pictures that no tally it will be merged with has seen."""
         frame, L, B = self.frame, self.frame.latents, len(entries.pictures_B)
         latent_E = entries.latent_E.astype(np.int64, copy=False)
@@ -190,6 +211,11 @@ class Tally:
             self._count_together(strength_K, picture_A, latent_A)
         if frame.width:
             self._add_embeddings(picture_A, latent_A, strength_A, embeddings_BD)
+        if frame.states:
+            step = 2.0**STATE_BITS / frame.state_unit
+            self.state_S += np.rint(explained.state_BS * step).astype(np.int64).sum(0)
+            for place, part_B in enumerate((explained.square_B, explained.error_B)):
+                self.energy_2[place] += np.rint(part_B * (step / frame.state_unit)).astype(np.int64).sum()
         if frame.concepts:
             self._add_truth(entries, truth, latent_E, picture_A, latent_A, strength_A)
         self._add_references(entries, key_E, key_A, latent_A, strength_A, picture_A)
@@ -346,6 +372,14 @@ class Tally:
     @property
     def patch_frequency_L(self) -> np.ndarray:
         return self.histogram_LH.sum(1) / max(self.n_patches, 1)
+
+    @property
+    def explained(self) -> float:
+        """The share of the states' variance over all patches that the reconstruction has; not a number without any."""
+        square, error = (self.energy_2 / 2.0**STATE_BITS).tolist()
+        mean_S = self.state_S / 2.0**STATE_BITS / max(self.n_patches, 1)
+        variance = square - self.n_patches * float(mean_S @ mean_S)
+        return 1.0 - error / variance if variance > 0 else float("nan")
 
     @property
     def mean_l0(self) -> float:

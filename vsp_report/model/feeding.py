@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from vsp_report.errors import ModelError
-from vsp_report.maths.tallies import Entries
+from vsp_report.maths.tallies import Entries, Explained
 from vsp_report.model import taps as places
 from vsp_report.model.fit import PROMPT
 from vsp_report.model.latents import LATENTS_BYTES
-from vsp_report.model.sae import Sae, quality
+from vsp_report.model.sae import Sae
 from vsp_report.model.steering import see_states
 from vsp_report.model.taps import Tap
 from vsp_report.model.vlm import Prompt, Vlm
@@ -166,13 +166,24 @@ def vision_taps(vlm: Vlm, taps: Iterable[Tap | str]) -> list[Tap]:
 # --- what a survey takes from a batch ----------------------------------------------------------------------------
 
 
+class Read(NamedTuple):
+    """What one SAE makes of a batch."""
+
+    entries: Entries
+    error_B: np.ndarray
+    """the squared distances between states and their reconstructions, summed over each picture's patches"""
+
+
 @torch.no_grad()
-def entries_of(sae: Sae, fed: Fed, tap: Tap, numbers: Sequence[int]) -> Entries:
+def read(sae: Sae, fed: Fed, tap: Tap, numbers: Sequence[int]) -> Read:
     """The active latents of every patch, without a dense copy where the SAE allows; no more rows at once than fit."""
     z_ND, at_once = fed.states[tap], max(1, LATENTS_BYTES // (4 * sae.d_sae))
-    rows, latents, values = [], [], []
+    rows, latents, values, errors = [], [], [], []
     for start in range(0, len(z_ND), at_once):
-        found = sae.active(z_ND[start : start + at_once].to(sae.device))
+        z_PD = z_ND[start : start + at_once].to(sae.device)
+        found = sae.active(z_PD)
+        error_PD = sae.decode_active(found, z_PD).float() - z_PD.float()
+        errors.append(error_PD.square_().sum(1).cpu())
         rows.append(found.row_E.cpu().numpy() + start)
         latents.append(found.latent_E.cpu().numpy())
         values.append(found.value_E.float().cpu().numpy())
@@ -180,8 +191,27 @@ def entries_of(sae: Sae, fed: Fed, tap: Tap, numbers: Sequence[int]) -> Entries:
     first_B = patches_B.cumsum() - patches_B
     picture_N = np.repeat(np.arange(len(patches_B)), patches_B)
     picture_E = picture_N[row_E]
-    return Entries(np.asarray(numbers, np.int64), patches_B, picture_E, row_E - first_B[picture_E],
-                   np.concatenate(latents), np.concatenate(values))  # fmt: skip
+    entries = Entries(np.asarray(numbers, np.int64), patches_B, picture_E, row_E - first_B[picture_E],
+                      np.concatenate(latents), np.concatenate(values))  # fmt: skip
+    error_N = torch.cat(errors).double().numpy()
+    return Read(entries, np.add.reduceat(error_N, first_B))
+
+
+class Moments(NamedTuple):
+    """Of the states of each picture at one tap, summed over its patches."""
+
+    state_BS: np.ndarray
+    square_B: np.ndarray
+
+    def explained(self, error_B: np.ndarray) -> Explained:
+        return Explained(*self, error_B)
+
+
+@torch.no_grad()
+def moments(fed: Fed, tap: Tap) -> Moments:
+    parts = [part.double() for part in fed.states[tap].split(fed.patches_B.tolist())]
+    return Moments(torch.stack([part.sum(0) for part in parts]).cpu().numpy(),
+                   torch.stack([part.square().sum() for part in parts]).cpu().numpy())  # fmt: skip
 
 
 @torch.no_grad()
@@ -191,12 +221,7 @@ def mean_states(fed: Fed, tap: Tap) -> np.ndarray:
     return np.stack([part.double().mean(0).cpu().numpy() for part in parts])
 
 
-def explained(sae: Sae, rows_ND: np.ndarray) -> float:
-    """The share of the variance of some states that an SAE reconstructs."""
-    return 1.0 - quality(sae, torch.as_tensor(rows_ND)).unexplained_variance
-
-
-def some_rows(fed: Fed, tap: Tap, each: int) -> np.ndarray:
-    """Up to so many patches of each picture, evenly spread, in float32."""
-    parts = fed.states[tap].split(fed.patches_B.tolist())
-    return torch.cat([part[:: max(1, len(part) // each)][:each] for part in parts]).float().cpu().numpy()
+@torch.no_grad()
+def longest(fed: Fed, tap: Tap) -> float:
+    """The largest length of a state."""
+    return float(fed.states[tap].float().norm(dim=1).max())

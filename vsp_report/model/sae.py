@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import embedding_bag, linear
 
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
 THRESHOLDED = ("batchtopk", "jumprelu", "matryoshka")
@@ -180,6 +180,19 @@ class Sae(torch.nn.Module):
             return x_PD
         if z_PD is None:
             raise ValueError(f"this SAE normalises each row ({self.normalise}); decode needs z_PD to undo it")
+        _, mean_P1, unscale_P1 = self._normalise(z_PD)
+        return x_PD * unscale_P1 + mean_P1
+
+    def decode_active(self, found: Active, z_PD: torch.Tensor) -> torch.Tensor:
+        """What `decode` makes of latents that `active` found in the rows `z_PD`, at the cost of those alone."""
+        count_P = torch.bincount(found.row_E, minlength=len(z_PD))
+        first_P = count_P.cumsum(0) - count_P
+        x_PD = embedding_bag(
+            found.latent_E, self.W_dec, first_P, mode="sum", per_sample_weights=found.value_E.to(self.dtype)
+        )
+        x_PD = x_PD + self.b_dec
+        if self.normalise == "none":
+            return x_PD
         _, mean_P1, unscale_P1 = self._normalise(z_PD)
         return x_PD * unscale_P1 + mean_P1
 

@@ -112,12 +112,14 @@ class Surveyor:
 
     def add(self, tallies: Sequence[Tally], batch: Sequence[Photograph], fed: feeding.Fed) -> None:
         """One batch, to the tally of each SAE."""
-        embeddings_BD = self.plan.embedded(feeding.mean_states(fed, self.feeder.top))
+        moments = {tap: feeding.moments(fed, tap) for tap in self.feeder.taps}
+        embeddings_BD = self.plan.embedded(moments[self.feeder.top].state_BS / fed.patches_B[:, None])
         truth = self._truth(batch, fed) if any(tally.frame.concepts for tally in tallies) else None
         numbers = [one.number for one in batch]
         for tally, one in zip(tallies, self.dictionaries, strict=True):
-            entries = feeding.entries_of(one.sae, fed, one.tap, numbers)
-            tally.add(entries, embeddings_BD=embeddings_BD, truth=truth)
+            found = feeding.read(one.sae, fed, one.tap, numbers)
+            explained = moments[one.tap].explained(found.error_B)
+            tally.add(found.entries, embeddings_BD=embeddings_BD, truth=truth, explained=explained)
 
     def _truth(self, batch: Sequence[Photograph], fed: feeding.Fed) -> Truth:
         source, patches_B = self.plan.source, fed.patches_B

@@ -137,12 +137,11 @@ def make_atlases(
             neighbours_LN=nearest_LN, cosines_LN=cosines_LN, coactivations_LN=quality.coactivation(one.tally),
             map_L2=map_L2, cluster_L=cluster_L, label_SL=label_SL, label_score_SL=score_SL,
         )  # fmt: skip
-        explained = [plan.facts["dictionaries"][i]["explained"] for i in (k, atlases + k)[: 1 + (control is not None)]]
         atlas = Atlas(
             schema=SCHEMA, slug=slug,
             provenance=_provenance(plan, k, one.tally, sae, broken, command, made),
             edges=tuple(one.tally.frame.edges.tolist()), mapped=mapped,
-            quality=tuple(_quality(one, control, explained, concepts)), concepts=concepts, labellings=labellings,
+            quality=tuple(_quality(one, control, concepts)), concepts=concepts, labellings=labellings,
             clusters=_clusters(cluster_L, labellings, label_SL, score_SL, one),
             pictures=tuple(source.name(i) for i in kept),
             picture_labels=tuple(one.labels[one.label_N[i]] if one.label_N[i] >= 0 else "" for i in kept),
@@ -204,13 +203,9 @@ def _references(one: Surveyed, number_N: np.ndarray) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def _quality(one: Surveyed, control: Surveyed | None, explained: Sequence[float], concepts: Sequence[Concept]
-             ) -> list[Measure]:  # fmt: skip
+def _quality(one: Surveyed, control: Surveyed | None, concepts: Sequence[Concept]) -> list[Measure]:
     mine, theirs = _figures(one), _figures(control) if control else {}
-    first = Measure("explained variance", float(explained[0]), float(explained[1]) if len(explained) > 1 else None,
-                    "more", "Of the states of some of the pictures; 0 is what their mean explains.")  # fmt: skip
-    measures = [first] + [Measure(name, mine[name], theirs.get(name), better, meaning)
-                          for name, better, meaning in MEASURES]  # fmt: skip
+    measures = [Measure(name, mine[name], theirs.get(name), better, meaning) for name, better, meaning in MEASURES]
     if not concepts:
         return measures
     known = [c for c in concepts if c.average_precision is not None]
@@ -230,6 +225,7 @@ def _quality(one: Surveyed, control: Surveyed | None, explained: Sequence[float]
 
 
 MEASURES = (
+    ("explained variance", "more", "Of the states of all patches; 0 is what their mean explains."),
     ("active latents per patch", "", "L0: how many latents a patch activates, on average."),
     ("dead share", "less", "Latents that no picture activates, of all."),
     ("label entropy", "less", "Of the labels of a latent's strongest pictures, in nats; mean over latents. 0 is one."),
@@ -241,6 +237,7 @@ MEASURES = (
 def _figures(one: Surveyed) -> dict[str, float | None]:
     tally = one.tally
     return {
+        "explained variance": _mean([tally.explained]),
         "active latents per patch": tally.mean_l0,
         "dead share": float((tally.pictures_L == 0).mean()),
         "label entropy": _mean(quality.label_entropy(one.references_LR, one.strengths_LR, one.label_N)),

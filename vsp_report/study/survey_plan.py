@@ -1,9 +1,9 @@
 """Survey's plan: what is looked at before a survey, and written down so that all its shards share it.
 
-Some of the pictures, evenly spread, say how large activations are (sums are kept in fixed steps of that), which latents
-live and so may be neighbours, where the middle of all pictures' embeddings is, and how much of the states an SAE
-explains. A picture's embedding is the mean of its patches' states at the topmost tap of the survey, which costs no
-further pass; it is taken from the middle, because raw ones all point the same way.
+Some of the pictures, evenly spread, say how large activations and states are (sums are kept in fixed steps of that),
+which latents live and so may be neighbours, and where the middle of all pictures' embeddings is. A picture's embedding
+is the mean of its patches' states at the topmost tap of the survey, which costs no further pass; it is taken from the
+middle, because raw ones all point the same way.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from vsp_report.study.survey_reading import ready
 WORK = ".survey-"
 """So the name of a work folder begins."""
 CONTROL_SEED = 20_240
-PROBED, PROBED_ROWS = 256, 32
-"""So many pictures are looked at first, and so many patches of each kept for explained variance."""
+PROBED = 256
+"""So many pictures are looked at first."""
 NEIGHBOURS = 8
 EMBEDDING_BYTES = 64 << 20
 """What the sums of embeddings may take for one SAE; wider ones are projected by chance to fewer dimensions."""
@@ -114,7 +114,7 @@ class Plan:
         concepts = len(self.source.concepts) if self.source.truth else 0
         return Frame(facts["latents"], facts["unit"], self.facts["references"], grids=not facts["control"],
                      neighbours_LN=self.arrays[f"{k}.neighbours"], width=self.facts["width"],
-                     concepts=concepts)  # fmt: skip
+                     concepts=concepts, states=facts["states"], state_unit=facts["state_unit"])  # fmt: skip
 
     def embedded(self, mean_BD: np.ndarray) -> np.ndarray:
         """(B, width): of length one, around the middle of the pictures that were looked at first."""
@@ -218,7 +218,7 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
                                               if asked.control else [])  # fmt: skip
     at = [*taps, *taps][: len(pairs)]
     largest, alive = [0.0] * len(pairs), [np.zeros(sae.d_sae, bool) for sae, _ in pairs]
-    means, rows, done, most, unread = [], {tap: [] for tap in taps}, 0, 0, []
+    means, longest, done, most, unread = [], dict.fromkeys(taps, 0.0), 0, 0, []
     for batch in ready(source, feeder, numbers, LOOKED_AT_ONCE, budget(asked.memory_bytes, vlm)):
         good = [one.prompt for one in batch if one.prompt is not None]
         unread += [one.photograph.number for one in batch if one.prompt is None]
@@ -229,12 +229,11 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
         _check_widths(asked, saes, taps, fed)
         most = max(most, int(fed.patches_B.max()))
         for k, ((sae, _), tap) in enumerate(zip(pairs, at, strict=True)):
-            entries = feeding.entries_of(sae, fed, tap, range(len(good)))
+            entries = feeding.read(sae, fed, tap, range(len(good))).entries
             largest[k] = max(largest[k], float(entries.value_E.max(initial=0)))
             alive[k][entries.latent_E] = True
         means.append(feeding.mean_states(fed, feeder.top))
-        for tap in rows:
-            rows[tap].append(feeding.some_rows(fed, tap, PROBED_ROWS))
+        longest = {tap: max(length, feeding.longest(fed, tap)) for tap, length in longest.items()}
         on_look(done, count)
     if not means:
         raise ImageError(source.title, f"none of {count} pictures can be read", "Give PNG or JPEG pictures.")
@@ -250,7 +249,7 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
         arrays |= {f"{k}.neighbours": nearest.latents_LN, f"{k}.cosines": nearest.cosines_LN}
         told.append({
             "control": control, "of": k % len(saes), "latents": sae.d_sae, "unit": unit_for(largest[k]),
-            "explained": feeding.explained(sae, np.concatenate(rows[tap])),
+            "states": sae.d_in, "state_unit": unit_for(longest[tap]),
         })  # fmt: skip
     return {"dictionaries": told, "width": width, "patches": most, "looked": numbers, "unread": unread}, arrays
 
