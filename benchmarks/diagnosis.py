@@ -15,7 +15,7 @@ failure than the planted one; both are counted apart, and further seeds are draw
 for. Behind a curtain any answer but the right one will do: a user writes down what the model said.
 
 Seeds below 10,000 are those that the rule was made on. The default, from 80,000 on, was not looked at before. Earlier
-rules were measured from 50,000, 60,000 and 70,000 on, and what they missed there was the reason to look again.
+forms of it were measured from 50,000, 60,000 and 70,000 on, and what they missed there was the reason to look again.
 """
 
 from __future__ import annotations
