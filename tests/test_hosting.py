@@ -244,3 +244,10 @@ def test_the_action_installs_as_the_workflows_do(root: Path) -> None:
     assert kept[0] == kept[1] == ["actions/upload-artifact@v4"]
     for command in ("vsp-report check", "vsp-report audit", "vsp-report build"):
         assert all(any(command in step.get("run", "") for step in of) for of in (action, workflow))
+
+
+def test_a_survey_that_has_not_ended_is_not_published(project: Path, capsys) -> None:
+    (project / "site" / "atlas" / ".survey-0123456789abcdef").mkdir(parents=True)
+    assert run("publish", "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert "atlas/.survey-0123456789abcdef: is of a survey that has not ended" in said and "remove the folder" in said
