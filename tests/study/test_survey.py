@@ -481,6 +481,26 @@ def test_a_cluster_makes_the_same_atlas_of_a_folder_with_a_relative_name(
     assert written(tmp_path / "out") == written(alone)
 
 
+def test_threads_of_one_worker_take_turns(whole: tuple, folder: Path, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """As on a cluster whose workers have several: there is one model, and memory for one batch."""
+    at_work, most = [], []
+
+    def watched(surveyor: survey.Surveyor, shard: int, *more: object) -> int:
+        at_work.append(shard)
+        most.append(len(at_work))
+        found = once(surveyor, shard, *more)
+        at_work.remove(shard)
+        return found
+
+    once = survey._survey_shard
+    monkeypatch.setattr(survey, "_survey_shard", watched)
+    plan = survey.plan(asked(folder), tmp_path)
+    with ThreadPoolExecutor(4) as executor:
+        assert contents(survey.survey(plan, executor)) == contents(whole[1])
+    assert max(most) == 1 and len(most) == plan.shards
+
+
 def killed() -> None:
     os._exit(9)
 

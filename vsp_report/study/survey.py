@@ -20,6 +20,7 @@ Beside each SAE an untrained one of the same kind is surveyed in the same way.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from functools import lru_cache
@@ -139,8 +140,18 @@ def _surveyor(folder: str, key: str) -> Surveyor:
 def survey_shard(
     folder: str, shard: int, memory_bytes: int | None = None, on_batch: Callable[[int], None] | None = None
 ) -> int:
-    """Survey one shard and write its file; says how many pictures it has."""
-    surveyor = _surveyor(folder, key_of(folder))
+    """Survey one shard and write its file; says how many pictures it has. Threads of one process take turns: a worker
+    of a cluster may have many, and memory, like the model, is there once."""
+    with _AT_WORK:
+        return _survey_shard(_surveyor(folder, key_of(folder)), shard, memory_bytes, on_batch)
+
+
+_AT_WORK = threading.Lock()
+
+
+def _survey_shard(
+    surveyor: Surveyor, shard: int, memory_bytes: int | None, on_batch: Callable[[int], None] | None
+) -> int:
     plan, tallies, small, broken = surveyor.plan, surveyor.tallies(), {}, []
     numbers = plan.numbers(shard)
     plan.source.check_there()
