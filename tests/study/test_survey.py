@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -481,6 +480,23 @@ def test_a_cluster_makes_the_same_atlas_of_a_folder_with_a_relative_name(
     assert written(tmp_path / "out") == written(alone)
 
 
+def test_what_has_a_relative_name_is_found_from_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model, SAE and pictures; and an atlas says of them what was typed, which names no machine."""
+    shutil.copytree(paths.bundled("sketchworld"), tmp_path / "mine" / "model")
+    shutil.copytree(paths.bundled(SAES[0]), tmp_path / "mine" / "vision.3")
+    shutil.copytree(folder / "a", tmp_path / "pictures")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    source = photographs.open_source("pictures", 5)
+    plan = survey.plan(survey.Asked("mine/model", ("mine/vision.3",), source, device="cpu"), "site/atlas")
+    monkeypatch.chdir("elsewhere")
+    survey_plan.kept_vlm.cache_clear()
+    assert survey.load_tallies(plan, survey.survey(plan).name)[0][0].n_pictures == 5
+    assert (plan.facts["model"], plan.facts["saes"][0]["name"]) == ("mine/model", "mine/vision.3")
+
+
 def test_threads_of_one_worker_take_turns(whole: tuple, folder: Path, tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """As on a cluster whose workers have several: there is one model, and memory for one batch."""
@@ -609,26 +625,24 @@ def test_pictures_that_failed_for_a_while_are_no_atlas(whole: tuple, tmp_path: P
 # --- what is on the disk -----------------------------------------------------------------------------------------
 
 
-def test_tallies_are_merged_as_they_arrive(whole: tuple, folder: Path, tmp_path: Path) -> None:
-    """Of 25 shards never more than a few lie there, whatever the order in which they come."""
-    one_each = replace(asked(folder), shard=1)
-    most, order = [], np.random.default_rng(0).permutation(PICTURES + len(BROKEN))
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_tallies_are_merged_as_they_arrive(jobs: int, whole: tuple, folder: Path, tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Of 13 shards no more than a few lie there at once; and what others survey is not merged at the end only."""
+    plan = survey.plan(replace(asked(folder), shard=2), tmp_path)
+    once, there, surveyed = survey.merge_files, [], []
 
-    class Shuffled(ThreadPoolExecutor):
-        """One task after the other; shards in another order than they are asked for."""
+    def merge(*words: object) -> str:
+        surveyed.append(sum(last - first + 1 for first, last, _ in survey.finished(plan)))
+        return once(*words)
 
-        def submit(self, call: Callable, *words: object) -> Future:
-            if call is survey.survey_shard:
-                words = (words[0], int(order[words[1]]), *words[2:])
-            return super().submit(call, *words)
-
-    for executor in (None, ThreadPoolExecutor(1)):
-        plan = survey.plan(one_each, tmp_path / str(executor is None))
-        count = lambda progress, plan=plan: most.append(len(survey.finished(plan)))  # noqa: E731
-        merged = survey.survey(plan, executor, count)
-        assert contents(merged) == contents(whole[1])
-        assert [path.name for path in plan.folder.glob("tally-*")] == [merged.name]
-    assert max(most[: len(most) // 2]) <= 8
+    monkeypatch.setattr(survey, "merge_files", merge)
+    with ThreadPoolExecutor(1) as executor:
+        merged = survey.survey(plan, executor if jobs else None, lambda _: there.append(len(survey.finished(plan))))
+    assert contents(merged) == contents(whole[1])
+    assert [path.name for path in plan.folder.glob("tally-*")] == [merged.name]
+    assert surveyed[0] < plan.shards == surveyed[-1] and len(surveyed) == 4
+    assert jobs or max(there) <= 7
 
 
 @pytest.mark.parametrize("arriving", range(3))

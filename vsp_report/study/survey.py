@@ -210,9 +210,7 @@ def survey(
         for shard in left:
             said = lambda done, so_far=fresh: on_progress(Progress(before + so_far + done, total, so_far + done))  # noqa: E731
             fresh += survey_shard(folder, shard, memory_bytes, said)
-            held[shard, shard] = name_of(shard, shard)
-            while group := _complete(held, shard, plan.shards):
-                _take(held, group, merge_files(folder, [held[one] for one in group]))
+            _hold(plan, held, shard)
         on_progress(Progress(before + fresh, total, fresh))
     else:
         on_fresh = lambda fresh: on_progress(Progress(before + fresh, total, fresh))  # noqa: E731
@@ -233,22 +231,17 @@ def _elsewhere(
     plan: Plan, executor: Executor, held: dict[Span, str], left: Sequence[int], memory_bytes: int | None,
     on_fresh: Callable[[int], None],
 ) -> None:  # fmt: skip
-    """By an executor's workers: shards, and merges as soon as their parts are there."""
+    """By an executor's workers. What they finish is merged here: in their queue merges would come last, behind all the
+    shards."""
     folder, fresh = str(plan.folder), 0
-    tasks: dict[Future, Span | list[Span]] = {}
+    tasks: dict[Future, int] = {}
     try:
-        tasks |= {executor.submit(survey_shard, folder, shard, memory_bytes): (shard, shard) for shard in left}
+        tasks |= {executor.submit(survey_shard, folder, shard, memory_bytes): shard for shard in left}
         while tasks:
             for task in wait(tasks, return_when=FIRST_COMPLETED).done:
-                of, found = tasks.pop(task), task.result()
-                if isinstance(of, tuple):
-                    held[of] = name_of(*of)
-                    on_fresh(fresh := fresh + found)
-                else:
-                    held[of[0][0], of[-1][1]], of = found, of[0]
-                if group := _complete(held, of[0], plan.shards):
-                    # They are the merge's now.
-                    tasks[executor.submit(merge_files, folder, [held.pop(one) for one in group])] = group
+                shard, found = tasks.pop(task), task.result()
+                on_fresh(fresh := fresh + found)
+                _hold(plan, held, shard)
     except BaseException as error:
         for task in tasks:
             task.cancel()
@@ -258,6 +251,13 @@ def _elsewhere(
         if type(error).__name__ in CLUSTER_GONE:
             raise VspError("--cluster", "is gone", "Start it again; the same command goes on.") from error
         raise
+
+
+def _hold(plan: Plan, held: dict[Span, str], shard: int) -> None:
+    """One shard more, and whatever is complete with it becomes one file."""
+    held[shard, shard] = name_of(shard, shard)
+    while group := _complete(held, shard, plan.shards):
+        _take(held, group, merge_files(str(plan.folder), [held[one] for one in group]))
 
 
 def _complete(held: Mapping[Span, str], shard: int, shards: int) -> list[Span] | None:
