@@ -937,7 +937,7 @@ def test_explained_variance_is_of_every_patch(whole: tuple, folder: Path) -> Non
     plan = whole[0]
     surveyor = survey._surveyor(str(plan.folder), plan.facts["key"])
     images = [photographs.read_picture(folder / name) for name in plan.source.names if name not in BROKEN]
-    states = [surveyor.feeder.feed([image]).states for image in images]
+    states = [surveyor.feeder.see([surveyor.feeder.prompt(image)]).states for image in images]
     for tally, one in zip(load_tallies(plan, whole[1].name)[0], surveyor.dictionaries, strict=True):
         dense = quality(one.sae, torch.cat([state[one.tap] for state in states]))
         assert tally.explained == pytest.approx(1 - dense.unexplained_variance, abs=1e-5)

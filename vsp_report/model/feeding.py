@@ -92,12 +92,9 @@ class Feeder:
             for key, value in made.items() if isinstance(value, torch.Tensor)
         }  # fmt: skip
 
-    def feed(self, images: Sequence[Any]) -> Fed:
-        """Of pictures that are all read."""
-        return self.see([self.prompt(image) for image in images])
-
     @torch.no_grad()
     def see(self, prompts: Sequence[Prompt]) -> Fed:
+        """A batch of pictures that are made ready."""
         parts = [self._see(joined(list(alike))) for _, alike in groupby(prompts, key=shape_of)]
         states = {tap: torch.cat([part.states[tap] for part in parts]) for tap in self.taps}
         return Fed(states, *(np.concatenate([getattr(p, name) for p in parts]) for name in ("grids_B2", "boxes_B4")))
