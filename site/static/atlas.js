@@ -3,7 +3,7 @@
    when it is looked at. overview.js has a few figures of every latent (atlas_data.py says how they are packed).
 
    The address says what is seen: #latent=103 is a latent, #q=cup&cluster=2 is what the list, the scatter, the map and
-   the histograms are narrowed to. */
+   the histograms are narrowed to. How a latent is steered with is told by atlas-steer.js. */
 (function () {
   "use strict";
   var A = window.VSP_ATLAS, C = window.VSP_CASES || { cases: [], latents: {} };
@@ -32,7 +32,10 @@
   function word(i) { return of.word[i] >= 0 ? A.words[of.word[i]][0] : ""; }
   function least(i) { var least = of.word[i] >= 0 ? A.labellings[A.words[of.word[i]][1]][3] : null; return least === null ? -Infinity : least; }
   function poor(i) { return of.score[i] < least(i); }
-  function clusterName(c) { return A.clusters[c][0] || "unnamed " + c; }
+  function clusterName(c) { return A.clusters[c][0] || "cluster " + c; }
+  // Latents that lie beyond the map's frame are drawn on its rim, as rings.
+  var RIM = {};
+  A.rim.forEach(function (i) { RIM[i] = true; });
   function digits(value, few) {
     if (value === null || value !== value) return "–";
     if (value === 0) return "0";
@@ -82,12 +85,17 @@
   // --- what is shown -------------------------------------------------------------------------------------------------
 
   var form = $("[data-latent-filters]"), overview = $("[data-overview]"), view = $("[data-latent-view]");
-  var NAMES = ["q", "cluster", "frequency-from", "frequency-to", "mean-from", "mean-to", "entropy-to", "cases", "dead"];
+  var NAMES = ["q", "cluster", "map", "frequency-from", "frequency-to", "mean-from", "mean-to", "entropy-to", "cases", "dead"];
   var sort = { by: "overall", down: true }, order = [], kept = new Uint8Array(N);
   function field(name) { return form && form.elements[name]; }
   function number(name, factor) {
     var one = field(name), value = one && one.value.trim() !== "" ? Number(one.value) : NaN;
     return value === value ? value * (factor || 1) : null;
+  }
+  function part() {
+    // Of the map: left, top, right and bottom, from 0 to 1.
+    var ends = field("map") ? field("map").value.split(",").map(Number) : [];
+    return ends.length === 4 && ends.every(isFinite) ? ends : null;
   }
   function value(by, i) {
     if (by === "overall") return of.frequency[i] * of.mean[i];
@@ -100,7 +108,7 @@
     var low = number("frequency-from", 0.01), high = number("frequency-to", 0.01), weak = number("mean-from"), strong = number("mean-to");
     var mixed = number("entropy-to"), dead = field("dead") && field("dead").checked, cases = field("cases") && field("cases").checked;
     // Figures of the list have a few levels: a border that was taken from one includes it.
-    var more = 1 + 1e-3;
+    var more = 1 + 1e-3, inside = part();
     var fits = A.words.map(function (one) {
       var text = one[0].toLowerCase();
       return words.every(function (word) { return text.indexOf(word) >= 0; });
@@ -110,6 +118,7 @@
       var there = alive(i), named = words.length === 1 && words[0] === String(i);
       kept[i] = (named || ((there || dead) && (!words.length || (of.word[i] >= 0 && fits[of.word[i]])))) &&
         (cluster === "" || of.cluster[i] === Number(cluster)) && (!cases || C.latents[i]) &&
+        (!inside || (there && of.x[i] >= inside[0] && of.y[i] >= inside[1] && of.x[i] <= inside[2] && of.y[i] <= inside[3])) &&
         (low === null || of.frequency[i] * more >= low) && (high === null || of.frequency[i] <= high * more) &&
         (weak === null || of.mean[i] * more >= weak) && (strong === null || of.mean[i] <= strong * more) &&
         (mixed === null || of.entropy[i] <= mixed * more) ? 1 : 0;
@@ -154,6 +163,7 @@
     narrowed();
     $("[data-count]", form).textContent = isNarrowed() ? grouped(order.length) + " of " + many(N, "latent") : many(order.length, "living latent");
     $("button[type=reset]", form).hidden = !isNarrowed();
+    S.group(isNarrowed() ? order.filter(alive) : [], field("cluster") && field("cluster").value !== "" ? clusterName(Number(field("cluster").value)) : field("q").value.trim());
     planes.forEach(function (plane) { plane.draw(); });
     histograms.forEach(function (one) { one(); });
     list.fill();
@@ -162,6 +172,12 @@
   // --- scatter and map -------------------------------------------------------------------------------------------------
 
   var planes = [], histograms = [], SHADES = 5, TOP = 0;
+  var S = window.VSP_STEER(C, {
+    largest: function (i, then) { withLatent(i, function (record) { then(record ? record[AT.max] : 0); }); },
+    label: function (i) { return word(i) + (word(i) && poor(i) ? "?" : ""); },
+    redraw: function () { planes.forEach(function (plane) { plane.draw(); }); }
+  });
+  function chosen(i) { if (!S.picks(i)) open(i); }
   living.forEach(function (i) { if (of.entropy[i] > TOP) TOP = of.entropy[i]; });
   function shadeOf(i) { return of.entropy[i] === of.entropy[i] ? Math.min(SHADES - 1, Math.floor(SHADES * of.entropy[i] / (TOP || 1))) : SHADES - 1; }
   // Hues of neighbouring clusters: they tell apart and mean nothing else.
@@ -219,17 +235,31 @@
         (groups[key] = groups[key] || []).push(i);
       });
       function dots(key, colour, alpha) {
-        ink.fillStyle = colour; ink.globalAlpha = alpha;
+        ink.fillStyle = ink.strokeStyle = colour; ink.globalAlpha = alpha; ink.lineWidth = 1.3;
         (groups[key] || []).forEach(function (i) {
-          if (size < 3) ink.fillRect(xs[i] - size / 2, ys[i] - size / 2, size, size);
+          if (kind === "map" && RIM[i]) { ink.beginPath(); ink.arc(xs[i], ys[i], 3, 0, 7); ink.stroke(); }
+          else if (size < 3) ink.fillRect(xs[i] - size / 2, ys[i] - size / 2, size, size);
           else { ink.beginPath(); ink.arc(xs[i], ys[i], size / 2, 0, 7); ink.fill(); }
         });
         ink.globalAlpha = 1;
+      }
+      if (kind === "map" && A.inset) {
+        var left = 8 + A.inset / 2 * (width - 16), top = 8 + A.inset / 2 * (height - 16);
+        ink.strokeStyle = hue.soft; ink.lineWidth = 1; ink.setLineDash([2, 4]);
+        ink.strokeRect(left, top, width - 2 * left, height - 2 * top);
+        ink.setLineDash([]);
       }
       dots("out", hue.line, 1);
       dots("loose", hue.control, 1);
       if (kind === "map") HUES[dark.matches ? "dark" : "light"].forEach(function (one, h) { dots(h, one, 0.8); });
       else for (var s = SHADES - 1; s >= 0; s--) dots(s, mixed(hue.heat, hue.control, s / (SHADES - 1)), 0.9);
+      ink.strokeStyle = hue.after; ink.lineWidth = 1.5;
+      S.edited.forEach(function (i) { if (alive(i)) { ink.beginPath(); ink.arc(xs[i], ys[i], 5, 0, 7); ink.stroke(); } });
+      var seen = kind === "map" && part();
+      if (seen) {
+        ink.lineWidth = 1;
+        ink.strokeRect(8 + seen[0] * (width - 16), 8 + seen[1] * (height - 16), (seen[2] - seen[0]) * (width - 16), (seen[3] - seen[1]) * (height - 16));
+      }
       ink.font = "12px " + getComputedStyle(document.documentElement).getPropertyValue("--small");
       if (kind === "map") names(ink, hue); else axes(ink, hue);
     }
@@ -251,7 +281,7 @@
       A.clusters.map(function (one, c) { return c; }).sort(function (a, b) {
         return (String(b) === chosen) - (String(a) === chosen) || A.clusters[b][1] - A.clusters[a][1];
       }).forEach(function (c) {
-        var text = A.clusters[c][0];
+        var text = A.clusters[c][0].split(", ")[0];
         if (!text) return;
         ink.font = (String(c) === chosen ? "bold " : "") + "12px " + getComputedStyle(document.documentElement).getPropertyValue("--small");
         var half = ink.measureText(text).width / 2, y = 8 + A.clusters[c][3] * (height - 16) + 4;
@@ -295,7 +325,7 @@
       peek.firstChild.appendChild(labelled(i));
       var row = element("div", "thumbs");
       peek.appendChild(row);
-      peek.appendChild(element("p", "note", "active in " + percent(of.frequency[i]) + ", mean " + digits(of.mean[i], 2)));
+      peek.appendChild(element("p", "note", ["active in " + percent(of.frequency[i]) + ", mean " + digits(of.mean[i], 2), kind === "map" && RIM[i] ? "beyond the frame" : "", S.hint()].filter(Boolean).join("; ")));
       function settle() {
         peek.style.left = Math.max(0, Math.min(width - peek.offsetWidth, xs[i] - peek.offsetWidth / 2)) + "px";
         peek.style.top = (ys[i] > peek.offsetHeight + 14 ? ys[i] - peek.offsetHeight - 12 : ys[i] + 14) + "px";
@@ -311,7 +341,7 @@
     function spot(event) { var r = canvas.getBoundingClientRect(); return [event.clientX - r.left, event.clientY - r.top]; }
     canvas.addEventListener("pointermove", function (event) {
       var p = spot(event);
-      if (from && kind === "scatter") {
+      if (from) {
         dragged = dragged || Math.abs(p[0] - from[0]) + Math.abs(p[1] - from[1]) > 6;
         if (dragged) {
           point(-1);
@@ -328,14 +358,19 @@
     canvas.addEventListener("pointerdown", function (event) {
       if (event.button) return;
       from = spot(event); dragged = false;
-      if (kind === "scatter" && event.pointerType === "mouse") canvas.setPointerCapture(event.pointerId);
+      if (event.pointerType === "mouse") canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointercancel", function () { from = null; dragged = false; box.hidden = true; });
     canvas.addEventListener("pointerup", function (event) {
       var p = spot(event), start = from;
       from = null; box.hidden = true;
       if (!start) return;
-      if (dragged) {
+      if (dragged && kind === "map") {
+        field("map").value = [[Math.min, 0, width], [Math.min, 1, height], [Math.max, 0, width], [Math.max, 1, height]].map(function (end) {
+          return Number(Math.max(0, Math.min(1, (end[0](start[end[1]], p[end[1]]) - 8) / (end[2] - 16))).toFixed(3));
+        }).join();
+        asked();
+      } else if (dragged) {
         function within(name, factor, low, high) {
           field(name + "-from").value = digits(factor * Math.min(low, high), 2); field(name + "-to").value = digits(factor * Math.max(low, high), 2);
         }
@@ -344,7 +379,7 @@
         asked();
       } else {
         var i = nearest(p[0], p[1], 12);
-        if (i >= 0 && (event.pointerType === "mouse" || i === here)) open(i); else point(i);
+        if (i >= 0 && (event.pointerType === "mouse" || i === here)) chosen(i); else point(i);
       }
       dragged = false;
     });
@@ -353,7 +388,7 @@
       if (step) {
         i = here >= 0 ? onward(step[0], step[1]) : order.filter(alive)[0];
         if (i >= 0) { point(i); said.textContent = "Latent " + i + " " + word(i) + ", active in " + percent(of.frequency[i]); }
-      } else if (event.key === "Enter" && here >= 0) open(here);
+      } else if (event.key === "Enter" && here >= 0) chosen(here);
       else if (event.key === "Escape") point(-1);
       else return;
       event.preventDefault();
@@ -465,7 +500,7 @@
       link.dataset.row = n;
       COLUMNS.forEach(function (one) {
         var kind = one[0];
-        if (kind === "number") { cell(row, kind).appendChild(link); if (C.latents[i]) row.lastChild.appendChild(element("span", "dot", " in a case")); }
+        if (kind === "number") { cell(row, kind).appendChild(link); if (C.latents[i]) row.lastChild.appendChild(element("span", "dot", " in a case")); if (there) row.lastChild.append(S.plus(i) || ""); }
         else if (kind === "word") cell(row, kind + (poor(i) ? " poor" : ""), there ? word(i) : "dead");
         else if (kind === "score") {
           var s = of.score[i], place = cell(row, kind);
@@ -553,6 +588,7 @@
 
   function describe(i, record, head) {
     head.appendChild(labels(record));
+    head.append(S.button(i) || "");
     head.appendChild(figures(i, record));
     inCases(i);
     references(i, record);
@@ -605,9 +641,12 @@
     return found;
   }
   function inCases(i) {
-    var lines = C.latents[i];
-    if (!lines) return;
-    view.appendChild(heading("Where it matters"));
+    var lines = C.latents[i], more = alive(i) ? S.cases(i) : [];
+    if (lines || more.length) view.appendChild(heading(lines ? "Where it matters" : "Where it can be tried"));
+    if (lines) served(i, lines);
+    view.append.apply(view, more);
+  }
+  function served(i, lines) {
     var found = element("ul", "served");
     lines.forEach(function (one) {
       var item = element("li"), link = element("a", "", C.cases[one[0]][1]);

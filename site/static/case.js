@@ -2,6 +2,7 @@
    computed but scale and order. A classic script, because a page that was opened from a folder runs no other.
 
    window.VSP holds what is chosen: other scripts of the page read it, change it and are told of changes.
+   The address says what is seen, as far as the page does not open with it: #token=4&shown=103&opacity=60.
    An event "vsp:latents" on the document offers latents to be steered: {latents: [numbers], name}. */
 (function () {
   "use strict";
@@ -11,7 +12,8 @@
   var data = holder ? JSON.parse(holder.textContent) : null;
   var state = { token: data ? data.start : null, latent: null, whose: data ? data.whose : "predicting" };
   var watchers = [];
-  function changed() { watchers.forEach(function (watch) { watch(); }); }
+  function redraw() { watchers.forEach(function (watch) { watch(); }); }
+  function changed() { redraw(); note(); }
 
   all("[data-js], [data-copy]").forEach(function (part) { part.hidden = false; });
   all("[data-copy]").forEach(function (button) {
@@ -28,6 +30,87 @@
       else select();
     });
   });
+
+  // --- the address -----------------------------------------------------------------------------------------------
+  // Whoever keeps a part of it tells it and recalls it. What the panel below reads is left as it stands, and the panel
+  // is not told of it twice: going back among words and latents takes no edit away and brings none.
+
+  var kept = [], PANEL = ["try", "latent", "latents", "name"], stepped = false, waiting = 0;
+  function address() {
+    // A sign without an equals sign is a place on the page.
+    var text = location.hash.slice(1);
+    return text && text.indexOf("=") < 0 ? null : new URLSearchParams(text);
+  }
+  function handed(said) { return PANEL.map(function (key) { return said && said.get(key) || ""; }).join("\n"); }
+  var known = handed(address());
+  function keep(one) { kept.push(one); }
+  function control(id, key) {
+    // A control of the page, which opens as it was written there.
+    var one = document.getElementById(id), box = one && one.type === "checkbox";
+    if (!one) return;
+    var first = box ? one.defaultChecked : one.tagName === "SELECT" ? one.options[0].value : one.defaultValue;
+    keep({
+      tell: function (said) {
+        var now = box ? one.checked : one.value;
+        if (now !== first) said.set(key, box ? (now ? "yes" : "no") : now);
+      },
+      recall: function (said) {
+        var given = said.get(key);
+        if (box) one.checked = given === null ? first : given === "yes";
+        else if (one.tagName === "SELECT") one.value = Array.prototype.some.call(one.options, function (option) { return option.value === given; }) ? given : first;
+        else one.value = given !== null && /^\d{1,3}$/.test(given) ? given : first;
+      }
+    });
+  }
+  function put(way, text) {
+    clearTimeout(waiting);
+    // Of a file that was opened, what follows the sign may be changed; where even that may not, the page works without.
+    try { history[way](null, "", "#" + text); } catch (error) { return; }
+  }
+  function note() {
+    if (!data) return;
+    var now = address() || new URLSearchParams(), said = new URLSearchParams();
+    PANEL.forEach(function (key) { if (now.has(key)) said.set(key, now.get(key)); });
+    kept.forEach(function (one) { one.tell(said); });
+    var text = said.toString(), steps = Boolean(window.event && /^(keydown|input)$/.test(window.event.type));
+    known = handed(said);
+    // A walk with the arrow keys, or a slider's way, is one step back.
+    if (text === now.toString()) clearTimeout(waiting);
+    else if (steps && stepped) { clearTimeout(waiting); waiting = setTimeout(put, 150, "replaceState", text); }
+    else put("pushState", text);
+    stepped = steps;
+  }
+  function recall(said) { kept.forEach(function (one) { one.recall(said); }); }
+  window.addEventListener("hashchange", function (event) {
+    var said = address();
+    if (!said || !data) return;
+    if (handed(said) === known) event.stopImmediatePropagation();
+    known = handed(said);
+    clearTimeout(waiting);
+    stepped = false;
+    recall(said);
+    redraw();
+  });
+  function placed(number) {
+    // Of a latent that is shown on this page; -1 for another.
+    return !/^\d{1,8}$/.test(number || "") ? -1 : data.latents.map(function (one) { return one[0]; }).indexOf(Number(number));
+  }
+  function opening(said) { var at = placed(said.get("latent")); return at < 0 || !maps.length ? null : at; }
+  if (data) keep({
+    tell: function (said) {
+      if (state.token !== data.start) said.set("token", state.token);
+      if (state.whose !== data.whose) said.set("row", state.whose);
+      if (state.latent !== opening(said)) said.set("shown", state.latent === null ? "none" : data.latents[state.latent][0]);
+    },
+    recall: function (said) {
+      var token = said.get("token"), row = said.get("row"), at = placed(said.get("shown"));
+      state.token = data.start !== null && /^\d{1,6}$/.test(token || "") && Number(token) < data.tokens.length ? Number(token) : data.start;
+      state.whose = row && attention[row] ? row : data.whose;
+      state.latent = at >= 0 && maps.length ? at : said.get("shown") === "none" ? null : opening(said);
+      all('[name="whose"]').forEach(function (radio) { radio.checked = radio.value === state.whose; });
+    }
+  });
+  ["opacity", "colours", "smooth", "weighted", "frequency", "mean"].forEach(function (id) { control(id, id); });
 
   // --- what was recorded ---------------------------------------------------------------------------------------
 
@@ -114,9 +197,9 @@
     stage.appendChild(canvas);
     stage.classList.add("live");
     $('[data-controls="look"]').hidden = false;
-    $("#opacity").addEventListener("input", paint);
-    $("#smooth").addEventListener("change", paint);
-    $("#colours").addEventListener("change", paint);
+    [["#opacity", "input"], ["#smooth", "change"], ["#colours", "change"]].forEach(function (one) {
+      $(one[0]).addEventListener(one[1], function () { paint(); note(); });
+    });
     all('[name="whose"]').forEach(function (radio) {
       radio.addEventListener("change", function () { state.whose = radio.value; changed(); });
       if (!attention[radio.value]) $(".choice").hidden = true;
@@ -229,7 +312,7 @@
   var list = $("[data-latents]"), about = $("[data-latent-card]"), TOP = 12;
   if (list && maps.length) {
     $('[data-controls="bars"]').hidden = false;
-    if ($("#weighted")) $("#weighted").addEventListener("change", bars);
+    if ($("#weighted")) $("#weighted").addEventListener("change", function () { bars(); note(); });
     ["#frequency", "#mean"].forEach(function (slider) { $(slider).addEventListener("input", changed); });
     watchers.push(bars);
   }
@@ -370,6 +453,10 @@
   }
 
   window.VSP = { data: data, state: state, maps: maps, attention: attention, name: name, digits: digits, noise: noise,
-    changed: changed, watch: function (watch) { watchers.push(watch); }, offer: offer, element: element };
-  if (data) changed();
+    changed: changed, watch: function (watch) { watchers.push(watch); }, offer: offer, element: element,
+    address: address, keep: keep, note: note };
+  if (data) {
+    recall(address() || new URLSearchParams());
+    redraw();
+  }
 })();

@@ -82,7 +82,7 @@
 
   // --- the heatmap -------------------------------------------------------------------------------------------------
 
-  var heat = data && data.heatmap, asked = null, box = $('[data-figure="heatmap"]');
+  var heat = data && data.heatmap, asked = null, group = null, box = $('[data-figure="heatmap"]');
   function option(id, known) {
     Array.prototype.slice.call($(id).options).forEach(function (one) { if (known.indexOf(one.value) < 0) one.remove(); });
   }
@@ -100,9 +100,11 @@
     ["normalize", "cluster", "distance", "whose-heatmap", "top"].forEach(function (control) {
       $("#" + control).addEventListener("change", function (event) {
         var value = event.target.value, id = control === "whose-heatmap" ? "whose" : control;
-        asked[id] = id === "top" ? Math.min(heat.top, Math.max(1, Number(value) || heat.top)) : value;
+        asked[id] = id === "top" ? bounded(value) : value;
+        group = null;
         clusters();
         embed("heatmap");
+        VSP.note();
       });
     });
     $('[data-controls="heatmap"]').hidden = false;
@@ -115,9 +117,46 @@
       noisy = now;
       if (!same && views.heatmap) { clusters(); embed("heatmap"); }
     });
+    var opens = { scale: heat.normalize, clusters: first.cluster, by: first.distance, "while": heat.row, top: String(heat.top) };
+    var fields = { scale: "normalize", clusters: "cluster", by: "distance", "while": "whose-heatmap", top: "top" };
+    VSP.keep({
+      tell: function (said) {
+        Object.keys(fields).forEach(function (key) {
+          var now = String(asked[{ "while": "whose" }[key] || fields[key]]);
+          if (now !== opens[key]) said.set(key, now);
+        });
+        if (group !== null) said.set("group", group);
+      },
+      recall: function (said) {
+        var before = JSON.stringify(asked);
+        recalled(said);
+        if (JSON.stringify(asked) !== before) {
+          clusters();
+          if (views.heatmap) embed("heatmap");
+        }
+        told("");
+      }
+    });
+    var recalled = function (said) {
+      Object.keys(fields).forEach(function (key) {
+        var field = $("#" + fields[key]), given = said.get(key);
+        if (given === null || (field.options && !Array.prototype.some.call(field.options, function (one) { return one.value === given; }))) given = opens[key];
+        if ((key === "while" && field.parentNode.hidden) || (key === "top" && !/^\d{1,4}$/.test(given))) given = opens[key];
+        asked[{ "while": "whose" }[key] || fields[key]] = key === "top" ? bounded(given) : given;
+        field.value = key === "top" ? bounded(given) : given;
+      });
+      var chosen = /^\d{1,3}$/.test(said.get("group") || "") ? Number(said.get("group")) : -1;
+      group = grouping().clusters.indexOf(chosen) < 0 ? null : chosen;
+    };
+    var opened = VSP.address() || new URLSearchParams();
+    recalled(opened);
     clusters();
+    told("");
+    // The panel, which comes after, is given the cluster of the link, where the link has no setting of the panel's own.
+    if (group !== null && !opened.has("try")) document.addEventListener("DOMContentLoaded", function () { offered(group, false); });
   }
 
+  function bounded(value) { return Math.min(heat.top, Math.max(1, Math.round(Number(value)) || heat.top)); }
   function grouping() {
     return heat.clusterings.filter(function (one) { return one.cluster === asked.cluster && one.distance === asked.distance; })[0] ||
       heat.clusterings[0];
@@ -210,6 +249,7 @@
     if (!datum) return;
     if (datum.cluster !== undefined) return offered(datum.cluster, false);
     if (datum.row === undefined && datum.column === undefined) return;
+    group = null;
     if (datum.row !== undefined) state.token = heat.rows[datum.row];
     state.latent = datum.column !== undefined ? heat.columns[datum.column] : null;
     VSP.changed();
@@ -221,6 +261,7 @@
     var order = columnsOf(weighted()), row = heat.rows.indexOf(state.token), column = order.indexOf(heat.columns.indexOf(state.latent));
     row = row < 0 ? 0 : Math.min(heat.rows.length - 1, Math.max(0, row + (down || 0)));
     column = column < 0 ? 0 : Math.min(order.length - 1, Math.max(0, column + (along || 0)));
+    group = null;
     state.token = heat.rows[row];
     state.latent = order.length ? heat.columns[order[column]] : null;
     VSP.changed();
@@ -235,8 +276,15 @@
   function offered(cluster, go) {
     var latents = members(cluster);
     VSP.offer(latents, "cluster " + named(cluster), go);
-    say("Cluster " + named(cluster) + ": its " + latents.length + (latents.length === 1 ? " latent is" : " latents are") +
-      ($("#try") ? " in “Try it” below." : " chosen."));
+    group = cluster;
+    told($("#try") ? " in “Try it” below" : " chosen");
+    VSP.note();
+  }
+  function told(where) {
+    if (group === null) return;
+    var cluster = group, latents = members(cluster);
+    say("Cluster " + named(cluster) + ": " + (where ? "its " + latents.length + (latents.length === 1 ? " latent is" : " latents are") + where :
+      latents.map(name).join(", ")) + ".");
   }
   function clusters() {
     var line = $("[data-clusters]"), found = {};

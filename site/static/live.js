@@ -1,5 +1,6 @@
 /* Live: what stands behind the panel of a page. Beside a kernel, when the page came from `vsp-report live`; alone, over
-   what was recorded, anywhere else. Both give the panel the same model: `get`, `on`, `off`, `send`. */
+   what was recorded, anywhere else. Both give the panel the same model: `get`, `on`, `off`, `send`.
+   A page whose panel waits until it is asked for, as an atlas's does, takes the kernel from `VspLive`. */
 // @ts-check
 (function () {
   "use strict";
@@ -122,7 +123,7 @@
       this.caseId = caseId;
       this.kernel = this.comm = this.session = "";
       this.ready = false;
-      this.hung = 0;
+      this.hung = this.tries = this.opening = 0;
       /** @type {WebSocket | null} */
       this.socket = null;
       this.recorded = replay ? new RecordedModel(replay) : null;
@@ -138,12 +139,14 @@
     }
     /** @param {"kernel" | "restart"} how @param {string} [doubted] the kernel that was silent before */
     connect(how, doubted) {
+      var mine = ++this.tries;
       this.ready = false;
       this.put("state", { kind: "starting", message: "The kernel is starting …" });
       fetch(this.base + how, { method: "POST", credentials: "same-origin", signal: AbortSignal.timeout(ANSWERS_MS) }).then(function (answer) {
         if (!answer.ok) throw new Error(answer.status === 403 ? "This address is from an earlier start of `vsp-report live`." : "The kernel does not start.");
         return answer.json();
-      }).then((found) => this.listen(found.kernel, doubted)).catch((error) => {
+      }).then((found) => { if (this.tries === mine) this.listen(found.kernel, doubted); }).catch((error) => {
+        if (this.tries !== mine) return;
         var away = error instanceof TypeError || error.name === "TimeoutError";
         this.lost(away ? "The server does not answer. Is `vsp-report live` still running?" : error.message);
       });
@@ -159,7 +162,8 @@
       socket.onopen = () => {
         if (socket.protocol !== PROTOCOL) { socket.close(); return; }
         this.post("comm_open", { comm_id: comm, target_name: TARGET, data: {} });
-        this.say({ type: "open", seq: 0, case: this.caseId });
+        this.opening = 0;
+        this.takeUp();
       };
       socket.onclose = () => {
         if (this.socket === socket) this.lost("The connection to the kernel was lost.");
@@ -185,13 +189,32 @@
     hear(data) {
       clearTimeout(this.hung);
       if (data.method === "update") {
+        // Another case may have been chosen since this one was asked for.
+        if (data.state.spec.case.id !== this.caseId) return;
         this.ready = true;
         this.put("spec", data.state.spec);
         this.put("state", { kind: "ready", message: "" });
       } else if (data.method === "custom") {
-        if (data.content.seq === 0 && data.content.type === "failed") this.lost(data.content.message);
-        else this.fire("msg:custom", data.content);
+        var told = data.content;
+        if (told.seq === 0 && /^(done|failed|cancelled)$/.test(told.type)) this.opening = Math.max(0, this.opening - 1);
+        if (told.seq !== 0) this.fire("msg:custom", told);
+        else if (told.type === "failed" && this.opening <= 0) this.lost(told.message);
       }
+    }
+    takeUp() {
+      this.opening += 1;
+      this.say({ type: "open", seq: 0, case: this.caseId });
+    }
+    /** Another case, on the same kernel. What is asked of the one before is given up. @param {string} caseId */
+    open(caseId) {
+      this.caseId = caseId;
+      this.ready = false;
+      this.put("spec", null);
+      if (this.socket && this.socket.readyState === WebSocket.OPEN) {
+        this.put("state", { kind: "starting", message: "The case is being opened …" });
+        this.say({ type: "cancel", seq: 0 });
+        this.takeUp();
+      } else if (!this.socket) this.connect("kernel");
     }
     /** @param {string} message */
     lost(message) {
@@ -232,8 +255,27 @@
 
   // --- this page -----------------------------------------------------------------------------------------------------
 
-  var page = /** @type {{VSP_REPLAY?: Replay, VspPanel: {render: (given: {model: object, el: HTMLElement}) => void}}} */ (
+  var page = /** @type {{VSP_REPLAY?: Replay, VspLive: object, VspPanel: {render: (given: {model: object, el: HTMLElement, address: object}) => void}}} */ (
     /** @type {unknown} */ (window));
+  page.VspLive = { KernelModel: KernelModel };
+  /** The state of a panel, behind the sign of the page's address. */
+  var address = {
+    read: function () { return new URLSearchParams(location.hash.slice(1)); },
+    /** @param {string} state */
+    write: function (state) {
+      // What is seen above the panel stands in the address too.
+      var seen = new URLSearchParams(/=/.test(location.hash) ? location.hash.slice(1) : "");
+      ["try", "latent", "latents", "name"].forEach(function (key) { seen.delete(key); });
+      var said = "#try=" + state + (seen.toString() && "&" + seen.toString());
+      try { history.replaceState(null, "", said); } catch (error) { /* a page from a folder may not */ }
+      return location.href.replace(/#.*$/, "") + said;
+    },
+    /** @param {() => void} moved */
+    watch: function (moved) {
+      window.addEventListener("hashchange", moved);
+      return function () { window.removeEventListener("hashchange", moved); };
+    },
+  };
   var mark = /** @type {HTMLMetaElement | null} */ (document.querySelector('meta[name="vsp-live"]'));
   var replay = page.VSP_REPLAY, shown = /** @type {HTMLElement | null} */ (document.querySelector("[data-picture]"));
   // Where the page has its picture, wherever that is.
@@ -247,7 +289,7 @@
     summary.textContent = "Every setting that was recorded";
     rest.append(summary, ...place.childNodes);
     place.append(el, rest);
-    page.VspPanel.render({ model: model, el: el });
+    page.VspPanel.render({ model: model, el: el, address: address });
     place.dataset.host = mark ? "kernel" : "recorded";
     Object.assign(place, { model: model });
   });

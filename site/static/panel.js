@@ -5,7 +5,11 @@
    What a host gives is a model with `get`, `on`, `off` and `send`; `spec` says what there is. A round is one message,
    `{type: "run", seq, prompt, edits, mode, look, controls}`, and comes back as events: `queued`, `started`, `token`…,
    `answered`, `odds`, `looked`, `controls`, `done`; or `cancelled`, `failed`, `not-recorded`. Events of an older seq are
-   not listened to. Every text is set as text: nothing that a model or a case says becomes markup. */
+   not listened to. Every text is set as text: nothing that a model or a case says becomes markup.
+
+   A page also gives an `address`, from which a state is read and to which it is written. A notebook's address is its
+   host's, and is left alone: there a state is copied as the command that opens it. Latents are handed over by the event
+   "vsp:latents" on the document, {latents, name, strength}; "vsp:edited" on the panel tells which ones are edited. */
 // @ts-check
 (function (root) {
   "use strict";
@@ -28,8 +32,8 @@
    * @typedef {{name: string, about: string, latents: number[]}} Group
    * @typedef {{name: string, mode: string, edits: Edit[]}} Steering
    * @typedef {{label: string, prompt: string, mode: string, edits: Edit[]}} Recorded
-   * @typedef {{case: {prompt: string, contrast: [right: string, wrong: string] | null}, model: string,
-   *   picture: {src: string, width: number, height: number, alt: string}, boxes: (number[] | null)[], latents: Offered[],
+   * @typedef {{case: {id: string, prompt: string, contrast: [right: string, wrong: string] | null}, model: string,
+   *   active_bits?: string, d_sae?: number, picture: {src: string, width: number, height: number, alt: string}, boxes: (number[] | null)[], latents: Offered[],
    *   groups: Group[], steerings: Steering[], clean: Answered | null, looked?: Looked, recorded?: Recorded[],
    *   live: boolean, can: {upload?: boolean, controls?: boolean, save?: boolean}}} Spec
    *
@@ -42,7 +46,10 @@
    * @typedef {{kind: "starting" | "ready" | "lost", message: string}} State
    * @typedef {(told: any) => void} Hear  of whatever a host tells
    * @typedef {{get: (key: string) => any, on: (event: string, hear: Hear) => void, off: (event: string, hear: Hear) => void,
-   *   send: (content: object) => void, restart?: (anew: boolean) => void}} Model
+   *   send: (content: object) => void, restart?: (anew: boolean) => void, widget_manager?: any}} Model
+   * @typedef {{read: () => URLSearchParams, write: (state: string) => string,
+   *   watch?: (moved: () => void) => () => void}} Address  `write` gives the whole link
+   * @typedef {{latents: number[], name?: string, strength?: number}} Handed
    * @typedef {{prompt: string, rows: Row[], mode: string, tokens: Piece[], answered: Answered | null, odds: Odds | null,
    *   looked: Looked | null, controls: Controls | null, source: string, ended: string}} Round
    */
@@ -52,6 +59,8 @@
   var DEAF_MS = 8000;
   var SILENT_MS = 20000;
   var SLOW_MS = 30000;
+  var MOST_ROWS = 32;
+  var RERUN = "Run the cells of this notebook again.";
 
   // --- small things --------------------------------------------------------------------------------------------------
 
@@ -157,10 +166,16 @@
 
   // --- the panel -----------------------------------------------------------------------------------------------------
 
-  /** @param {{model: Model, el: HTMLElement}} given @returns {() => void} */
+  /** @param {{model: Model, el: HTMLElement, address?: Address}} given @returns {() => void} */
   function render(given) {
-    var model = given.model, el = given.el;
+    var model = given.model, el = given.el, address = given.address;
     var seq = 0, busy = false, anew = false, silent = 0, slow = 0;
+    // `shut` until another case is open; `gone` when the kernel of a notebook is.
+    var shut = false, gone = false, own = false, left = "";
+    /** @type {Handed[]} */
+    var pending = [];
+    /** @type {Uint8Array | null} */
+    var active = null;
     // There is none until the first one comes, and nothing can be pressed until then.
     var spec = /** @type {Spec} */ (/** @type {unknown} */ (null));
     /** @type {Row[]} */
@@ -217,7 +232,8 @@
     var saveFile = h("button", { type: "button", onclick: function () { save("cases"); } }, "Into cases/");
     var saving = h("details", { className: "vsp-save", hidden: true }, h("summary", {}, "Save as a case"),
       h("div", { className: "vsp-line" }, name, title, saveText, saveFile));
-    var link = h("button", { type: "button", onclick: copyLink }, "Copy a link to this");
+    var link = h("button", { type: "button", onclick: copyLink }, address ? "Copy a link to this" : "Copy a command for this");
+    if (!address) link.title = "It opens this case in a browser, beside a kernel, as it is set here";
     var offered = h("div", { className: "vsp-recorded", hidden: true });
     var question = h("label", { className: "vsp-label" }, "Question", prompt);
     var comparing = h("label", { className: "vsp-check" }, compare, " compare with controls");
@@ -229,22 +245,31 @@
         h("button", { type: "button", onclick: addNumbers }, "Add"),
         allButButton),
       h("div", { className: "vsp-line" }, askButton, cancelButton, comparing, source));
+    var see = h("div", { className: "vsp-see" }, stage, caption, words, bars,
+      h("div", { className: "vsp-line vsp-tools" }, regionButton, regionField, uploadButton, upload));
+    var linking = h("div", { className: "vsp-line" }, link);
     el.classList.add("vsp-panel");
     el.replaceChildren(
-      h("div", { className: "vsp-grid" },
-        h("div", { className: "vsp-see" }, stage, caption, words, bars,
-          h("div", { className: "vsp-line vsp-tools" }, regionButton, regionField, uploadButton, upload)),
+      h("div", { className: "vsp-grid" }, see,
         h("div", { className: "vsp-do" }, form, h("div", { className: "vsp-line" }, status, again), answer, margin, compared, past,
-          saving, h("div", { className: "vsp-line" }, link))));
+          saving, linking)));
 
     // -- the spec -----------------------------------------------------------------------------------
 
     function take() {
       var found = /** @type {Spec | null} */ (model.get("spec"));
-      if (!found || !found.case) { say("The model is being loaded …"); lock(); return; }
+      if (!found || !found.case) {
+        shut = Boolean(spec);
+        said();
+        lock();
+        return;
+      }
       var other = !spec || spec.picture.src !== found.picture.src || spec.live !== found.live;
-      var first = !spec;
+      var first = !spec, elsewhere = Boolean(spec) && spec.case.id !== found.case.id;
+      shut = false;
       spec = found;
+      active = bits(spec.active_bits);
+      if (elsewhere) leaveCase();
       picture.src = spec.picture.src;
       picture.alt = spec.picture.alt || "The picture";
       if (first || !prompt.value) prompt.value = spec.case.prompt;
@@ -258,9 +283,42 @@
       fillPreset();
       fillRecorded();
       if (first) restore();
+      pending.splice(0).forEach(handed);
+      showRows();
       if (other || !history.length) showRound(at >= 0 ? history[at] : cleanRound());
       said();
       lock();
+    }
+    /** Another case: latents stay to be tried on it; what belonged to the picture before does not. */
+    function leaveCase() {
+      var held = rows.filter(function (row) { return !row.where && !(typeof row.latents === "object" && "where" in row.latents && row.latents.where); });
+      left = held.length < rows.length ? "Ready. Edits in a region belonged to the picture before, and are left out." : "";
+      rows = held;
+      history = [];
+      at = -1;
+      own = false;
+      prompt.value = spec.case.prompt;
+      compared.replaceChildren();
+      showPast();
+      setRegion([]);
+    }
+    /** Whether each latent is active in the picture, where the host says so. @param {string | undefined} text */
+    function bits(text) {
+      return text ? Uint8Array.from(atob(text), function (c) { return c.charCodeAt(0); }) : null;
+    }
+    /** @param {number} k */
+    function isSilent(k) {
+      return Boolean(active && spec && k < (spec.d_sae || 0) && !((active[k >> 3] >> (k & 7)) & 1));
+    }
+    /** What an edit cannot do: there is nothing to scale where nothing is. @param {Row} row */
+    function unmoved(row) {
+      if (!Array.isArray(row.latents)) return "";
+      var quiet = row.latents.filter(isSilent).length, every = quiet === row.latents.length;
+      if (!quiet) return "";
+      var does = row.op === "scale" ? "scaling" : row.op === "set" && row.value === 0 ? "ablating" : "";
+      var remedy = row.op === "scale" ? "set or add" : "set to another value, or add";
+      if (!every) return quiet + " of " + row.latents.length + " are not active in this picture" + (does ? ": " + does + " those does nothing." : ".");
+      return (quiet === 1 ? "not active in this picture" : "none is active in this picture") + (does ? ": " + does + " does nothing, " + remedy + "." : ".");
     }
 
     /** @returns {Round} */
@@ -349,9 +407,10 @@
       rows = [];
       add({ but: Array.from(kept) });
     }
-    /** @param {Latents} latents @param {string} [called] @param {Where | null} [where] */
-    function add(latents, called, where) {
-      rows.push({ latents: latents, op: "set", value: 0, where: where || null, name: called || named(latents) });
+    /** @param {Latents} latents @param {string} [called] @param {Where | null} [where] @param {number} [value] */
+    function add(latents, called, where, value) {
+      if (rows.length >= MOST_ROWS) return say("There are " + MOST_ROWS + " edits already. Take some away, or add latents as a group.", true);
+      rows.push({ latents: latents, op: "set", value: value || 0, where: where || null, name: called || named(latents) });
       showRows();
     }
     /** @param {string} asked @param {Edit[]} edits @param {string} [how] @param {string} [called] */
@@ -363,6 +422,8 @@
       showRows();
     }
     function showRows() {
+      var edited = rows.concat(/** @type {any} */ (pending)).flatMap(function (row) { return Array.isArray(row.latents) ? row.latents : []; });
+      el.dispatchEvent(new CustomEvent("vsp:edited", { detail: { latents: Array.from(new Set(edited)) }, bubbles: true }));
       list.replaceChildren();
       if (!rows.length) list.append(h("li", { className: "vsp-hint" }, "Nothing: the model as it is."));
       rows.forEach(function (row, i) {
@@ -381,7 +442,9 @@
         function value(text) {
           var read = Number(text);
           row.value = text.trim() !== "" && isFinite(read) ? read : 0;
+          note.textContent = unmoved(row);
         }
+        var note = h("span", { className: "vsp-note", role: "note" }, unmoved(row));
         slider.addEventListener("input", function () { value(slider.value); number.value = slider.value; });
         number.addEventListener("input", function () { value(number.value); slider.value = number.value; });
         var only = h("button", { type: "button", className: "vsp-small", hidden: !region && !row.where,
@@ -394,7 +457,7 @@
           h("button", { type: "button", className: "vsp-small", "aria-label": "Leave " + row.name + " alone", onclick: function () {
             rows.splice(i, 1);
             showRows();
-          } }, "×")));
+          } }, "×"), note));
       });
     }
 
@@ -452,9 +515,10 @@
         controls: compare.checked && rows.length ? 100 : 0 };
     }
     function ask() {
-      if (!spec || busy) return;
+      if (closed() || busy) return;
       seq += 1;
       busy = true;
+      left = "";
       running = { prompt: prompt.value.trim() || spec.case.prompt, rows: rows.map(function (row) { return Object.assign({}, row); }), mode: mode,
         tokens: [], answered: null, odds: null, looked: null, controls: null, source: "", ended: "" };
       answer.replaceChildren();
@@ -471,7 +535,7 @@
     function listen(heard) {
       clearTimeout(silent);
       silent = window.setTimeout(function () {
-        if (!heard) return fail("Nothing answers. " + (model.restart ? "Start again." : "Run the cells of this notebook again."), true);
+        if (!heard) return fail("Nothing answers. " + (model.restart ? "Start again." : RERUN), true);
         say("Nothing was heard for " + SILENT_MS / 1000 + " s. The model may be at work, this machine may have slept, or the kernel is gone: wait, or start again.", true);
         again.hidden = false;
       }, heard ? SILENT_MS : DEAF_MS);
@@ -496,9 +560,12 @@
       again.hidden = !(lost && model.restart);
       lock();
     }
+    function closed() { return !spec || shut || gone; }
     function lock() {
-      askButton.disabled = busy || !spec;
+      askButton.disabled = busy || closed();
       cancelButton.disabled = !busy;
+      see.hidden = form.hidden = linking.hidden = !spec;
+      el.classList.toggle("vsp-shut", shut);
       el.classList.toggle("vsp-busy", busy);
     }
     /** @param {string} message @param {boolean} [bad] */
@@ -518,9 +585,11 @@
         }, SLOW_MS);
         return;
       }
+      if (gone) return;
       again.hidden = true;
-      source.textContent = spec && spec.live ? "live, on " + spec.model : "recorded";
-      if (!busy) say(spec && spec.live ? "Ready." : "Plays back what was recorded.");
+      if (!spec) return say("The model is being loaded …");
+      source.textContent = spec.live ? "live, on " + spec.model : "recorded";
+      if (!busy) say(spec.live ? left || "Ready." : "Plays back what was recorded.");
     }
 
     /** @param {Event} event */
@@ -760,7 +829,7 @@
 
     /** @param {"text" | "cases"} to */
     function save(to) {
-      if (busy || !spec) return;
+      if (busy || closed()) return;
       seq += 1;
       model.send({ type: "save", seq: seq, name: name.value.trim(), title: title.value.trim() || name.value.trim(), to: to,
         run: Object.assign(request(), { seq: seq }) });
@@ -783,13 +852,13 @@
         say("Saved as " + event.name + (event.picture ? "; put the picture beside it, at " + event.picture + "." : "."));
         el.dispatchEvent(new CustomEvent("vsp:saved", { detail: event, bubbles: true }));
       } else if (event.type === "cancelled" && uploading) { busy = uploading = false; say("Cancelled."); lock(); }
-      else if (event.type === "done" && uploading) { uploading = false; busy = false; say("The question is now about your picture."); lock(); }
+      else if (event.type === "done" && uploading) { uploading = false; busy = false; own = true; say("The question is now about your picture."); lock(); }
     }
     var uploading = false;
     function sendPicture() {
       var file = upload.files && upload.files[0], called = file ? file.name.slice(0, 200) : "";
       upload.value = "";
-      if (!file || busy) return;
+      if (!file || busy || closed()) return;
       if (file.size > 8 * 1024 * 1024) return say("The picture is over 8 MiB. Make it smaller.", true);
       var reader = new FileReader();
       reader.addEventListener("load", function () {
@@ -805,30 +874,47 @@
       reader.readAsDataURL(file);
     }
     function copyLink() {
+      if (!spec) return;
       var state = packedLink({ prompt: prompt.value, edits: rows.map(written), mode: mode });
-      var address = location.href.replace(/#.*$/, "") + "#try=" + state;
-      history_replace("#try=" + state);
-      if (navigator.clipboard) navigator.clipboard.writeText(address).then(function () { say("The link is copied."); }, function () { say(address); });
-      else say(address);
-    }
-    /** @param {string} hash */
-    function history_replace(hash) {
-      try { window.history.replaceState(null, "", hash); } catch (error) { /* a page from a folder may not */ }
+      var text = address ? address.write(state) : 'vsp-report live "' + spec.case.id + "#try=" + state + '"';
+      var done = "The " + (address ? "link" : "command") + " is copied." + (own ? " Your picture does not go with it." : "");
+      if (navigator.clipboard) navigator.clipboard.writeText(text).then(function () { say(done); }, function () { say(text); });
+      else say(text);
     }
     function restore() {
-      var asked = new URLSearchParams(location.hash.slice(1)), state = asked.get("try") && unpackedLink(asked.get("try") || "");
+      if (!address) return;
+      var asked = address.read(), state = asked.get("try") && unpackedLink(asked.get("try") || "");
+      var latents = asked.get("latents") || asked.get("latent") || "";
       if (state && typeof state.prompt === "string" && Array.isArray(state.edits)) {
-        set(state.prompt, state.edits.slice(0, 32).filter(/** @param {unknown} one */ function (one) { return one && typeof one === "object"; }), state.mode);
+        set(state.prompt, state.edits.slice(0, MOST_ROWS).filter(/** @param {unknown} one */ function (one) { return one && typeof one === "object"; }), state.mode);
         say("As the link says. Ask, to see the answer.");
-      } else if (/^\d{1,8}$/.test(asked.get("latent") || "")) add([Number(asked.get("latent"))]);
+      } else if (/^\d{1,8}(,\d{1,8})*$/.test(latents)) {
+        add(Array.from(new Set(latents.split(",").map(Number))), (asked.get("name") || "").slice(0, 60) || undefined);
+      }
       showRows();
     }
     /** @param {globalThis.Event} event */
     function offeredLatents(event) {
       var detail = event instanceof CustomEvent && event.detail || {}, found = (detail.latents || []).filter(Number.isInteger);
-      if (found.length) add(found, detail.name ? String(detail.name).slice(0, 60) : undefined);
+      if (!found.length) return;
+      var one = { latents: found, name: detail.name ? String(detail.name).slice(0, 60) : undefined, strength: Number(detail.strength) || undefined };
+      if (spec && !shut) return handed(one);
+      pending.push(one);
+      showRows();
     }
-    function moved() { if (spec && /(^#|&)(try|latent)=/.test(location.hash)) restore(); }
+    /** A latent that is silent here is set to what it is elsewhere: there is nothing to take away. @param {Handed} one */
+    function handed(one) {
+      var same = rows.find(function (row) { return !row.where && String(row.latents) === String(one.latents); });
+      if (same) return say("Among the edits already: " + same.name + ".");
+      add(one.latents, one.name, null, one.latents.length === 1 && isSilent(one.latents[0]) ? one.strength : 0);
+    }
+    function moved() { if (spec && address && /(^|&)(try|latents?)=/.test(address.read().toString())) restore(); }
+    /** A notebook's host knows at once that its kernel died. @param {unknown} _ @param {string} kind */
+    function heardOfKernel(_, kind) {
+      if (gone || !/^(restarting|autorestarting|dead)$/.test(kind)) return;
+      gone = true;
+      fail("The kernel died or was started again. " + RERUN);
+    }
 
     // -- listening ----------------------------------------------------------------------------------
 
@@ -836,7 +922,9 @@
     model.on("change:spec", take);
     model.on("change:state", said);
     document.addEventListener("vsp:latents", offeredLatents);
-    window.addEventListener("hashchange", moved);
+    var unwatch = address && address.watch ? address.watch(moved) : null;
+    var kernel = model.widget_manager && model.widget_manager.kernel;
+    if (kernel && kernel.statusChanged) kernel.statusChanged.connect(heardOfKernel);
     showRows();
     take();
     return function () {
@@ -846,7 +934,8 @@
       model.off("change:spec", take);
       model.off("change:state", said);
       document.removeEventListener("vsp:latents", offeredLatents);
-      window.removeEventListener("hashchange", moved);
+      if (unwatch) unwatch();
+      if (kernel && kernel.statusChanged) kernel.statusChanged.disconnect(heardOfKernel);
     };
   }
 
