@@ -213,7 +213,7 @@ def test_a_latent_says_what_is_known_of_it(page: Page, known: Path, living: list
     said = page.value("document.querySelector('[data-latent-view]').textContent")
     facts = atlas.facts(poor)
     assert page.value("document.querySelector('.labels .word').className") == "word poor"
-    assert f"a poor label: average precision {facts.label.score:.2f}, below 0.5; by the world's ground truth" in said
+    assert f"a poor label: average precision {facts.label.score:.2f}, below 0.5; best concept of the world" in said
     assert page.value("document.querySelectorAll('.contact li').length") == len(facts.references)
     assert page.value("document.querySelectorAll('.near tbody tr').length") == min(NEAREST, len(facts.neighbours))
     order = "[...document.querySelectorAll('.near tbody tr')].map(r => parseFloat(r.cells[{}].textContent))"
