@@ -6,7 +6,9 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -324,24 +326,49 @@ def writer(folder: Path, root: Path, times: int) -> subprocess.Popen:
     return process
 
 
+WRITERS = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from tests.test_recording import FILES, full
+from vsp_report import recording
+kinds = full(0), full(1)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        print(os.getpid(), flush=True)
+        while True:
+            for kind in kinds:
+                recording.save_recording(sys.argv[1], kind, FILES)
+    os.waitpid(child, 0)
+    print("gone", flush=True)
+"""
+"""For each line that it reads it becomes another writer, so that what they need is imported once."""
+
+
 def test_a_killed_writer_leaves_a_whole_recording_or_none(tmp_path, root) -> None:
     rng, wholes = random.Random(11), (full(0), full(1))
     folder = tmp_path / "recordings" / "a-case"
     leftovers = 0
-    for _ in range(20):
-        with writer(folder, root, 100_000) as process:
+    words = [sys.executable, "-c", WRITERS, folder, root]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writers:
+        for _ in range(20):
+            writers.stdin.write("\n")
+            writers.stdin.flush()
+            child = int(writers.stdout.readline())
             time.sleep(rng.random() * 0.05)
-            process.kill()
-        if folder.exists():
-            assert recording.load_recording(folder) in wholes
-        leftovers += len(hidden(folder.parent)) if folder.parent.exists() else 0
-        recording.sweep(folder.parent)
-        assert not folder.parent.exists() or hidden(folder.parent) == []
-        assert recording.load_recording(recording.save_recording(folder, wholes[0], FILES)) == wholes[0]
-        if rng.random() < 0.3:
-            for path in sorted(folder.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-            folder.rmdir()
+            os.kill(child, signal.SIGKILL)
+            assert writers.stdout.readline() == "gone\n"
+            if folder.exists():
+                assert recording.load_recording(folder) in wholes
+            leftovers += len(hidden(folder.parent)) if folder.parent.exists() else 0
+            recording.sweep(folder.parent)
+            assert not folder.parent.exists() or hidden(folder.parent) == []
+            assert recording.load_recording(recording.save_recording(folder, wholes[0], FILES)) == wholes[0]
+            if rng.random() < 0.3:
+                for path in sorted(folder.rglob("*"), reverse=True):
+                    path.rmdir() if path.is_dir() else path.unlink()
+                folder.rmdir()
+        writers.stdin.close()
     assert leftovers > 0, "no writer was killed while it wrote: the test shows nothing"
 
 
