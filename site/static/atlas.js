@@ -597,7 +597,6 @@
     if (record[AT.neighbours].length) pair.appendChild(neighbours(i, record));
     view.appendChild(pair);
   }
-  var SOURCES = { given: "given by hand", truth: "the world's ground truth", images: "the pictures' own labels", words: "words that CLIP compares" };
   function labels(record) {
     var found = element("div", "labels");
     if (!record[AT.labels].length) found.appendChild(element("p", "headline unlabelled", "It has no label."));
@@ -609,7 +608,7 @@
         line.appendChild(drawing("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "class": "found", "aria-hidden": "true" }, [
           drawing("rect", { "class": "ground", width: 100, height: 10 }), drawing("rect", { "class": bad ? "short" : "reached", width: Math.max(0, Math.min(100, 100 * one[1])), height: 10 })]));
       }
-      line.appendChild(element("span", "score", [bad ? "a poor label: " + score + ", below " + made[3] : score, "by " + (SOURCES[made[0]] || made[0]), made[1]].filter(Boolean).join("; ")));
+      line.appendChild(element("span", "score", [bad ? "a poor label: " + score + ", below " + made[3] : score, (made[0] === "given" ? "given by hand: " : "") + made[1]].filter(Boolean).join("; ")));
       found.appendChild(line);
     });
     return found;
