@@ -323,10 +323,9 @@ def test_a_diagnosis_is_recorded_and_can_be_left_out(tmp_path: Path) -> None:
     recording = load_recording(tmp_path / "out")
     assert recording.diagnosis == inquiry.diagnosis and recording.minimal == inquiry.minimal
     assert recording.figures()["diagnosis"] == recording.diagnosis.mode
-    if verdict(recording.rephrased[0].answered.text, Contrast(planted.explicit.answer, planted.wrong)) == "right":
-        assert recording.diagnosis.mode in ("limited-alignment", "none")
-    if recording.minimal is not None:
-        assert set(recording.minimal.latents) <= {latent.number for latent in recording.latents}
+    named = Contrast(planted.explicit.answer, planted.wrong)
+    assert verdict(recording.rephrased[0].answered.text, named) == "right"
+    assert recording.diagnosis.mode == "limited-alignment"
     inquiry.diagnosis, inquiry.case = None, replace(inquiry.case, diagnose=False)
     assert evidence.diagnose(inquiry) is None and inquiry.diagnosis is None
     with pytest.raises(CaseFaults, match="diagnose: false"):
@@ -342,11 +341,14 @@ def test_planted_failures_are_called_what_they_are(root: Path) -> None:
         sys.path.pop(0)
     found = [diagnosis.examined(diagnosis.Asked(*scene)) for scene in (
         ("limited-alignment", "puppet", 3), ("misleading-cue", "chair", 1), ("hidden-cue", "duck-rabbit", 1),
-        ("hidden-cue", "elephant-rabbit", 1), ("none", "animals", 1), ("none", "people", 1),
+        ("hidden-cue", "elephant-rabbit", 1), ("cue-missing", "objects", 4024), ("cue-missing", "objects", 4044),
+        ("cue-missing", "people", 4006), ("none", "animals", 1), ("none", "people", 1),
     )]  # fmt: skip
     told = diagnosis.summary(found)
     failing = [one for one in found if one.kind == "failing"]
-    assert len(failing) >= 3, "the models no longer fail as planted"
+    assert len(failing) >= 6, "the models no longer fail as planted"
+    missing = [one.mode for one in failing if one.row == "cue-missing"]
+    assert "perception-missing" in missing and set(missing) <= {"perception-missing", "undetermined"}
     assert told["right_among_diagnosed"] >= 0.66
     assert told["undetermined"] <= 0.5
     assert told["false_claims_on_nothing_wrong"] == 0

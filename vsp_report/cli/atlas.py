@@ -96,7 +96,7 @@ def _atlas(args: argparse.Namespace) -> int:
         _say(place.note)
     there = sum(len(plan.numbers(k)) for first, last, _ in survey.sound(plan) for k in range(first, last + 1))
     if there:
-        print(f"going on: {there} of {len(source)} pictures are surveyed")
+        _say(f"going on: {there} of {len(source)} pictures are surveyed")
     try:
         with Bar(what="pictures") as pace, _workers(args, plan.facts["device_class"]) as executor:
             on_progress = lambda p: pace.at(p.done, p.total, p.fresh)  # noqa: E731
