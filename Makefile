@@ -14,9 +14,10 @@ help:
 	@echo "make lint    look for what ruff objects to"
 	@echo "make types   check the types of the panel's scripts; needs npx"
 
+# A case that failed has a page that says so; what could not be asked at all has none.
 site: $(STAMP)
-	$(BIN)/vsp-report run --out site
-	$(BIN)/vsp-report build --out site
+	$(BIN)/vsp-report run --out site; ran=$$?; \
+	  test $$ran = 2 || $(BIN)/vsp-report build --out site && exit $$ran
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

@@ -4,9 +4,9 @@
     warm     both were
 
 Chromium opens the atlas of the bundled model's main tap as `site/` has it, and a synthetic one of 32,768 latents, over
-HTTP from this machine. A latent is open when the first of its references has colour on its canvas and that frame was
-shown. By the clock, so that it says something on an idle machine only; beside it stands how long the page's own work
-kept the main thread, which depends less on what else runs.
+HTTP from this machine. A latent is open when the first of its references shows its picture and that frame was shown.
+By the clock, so that it says something on an idle machine only; beside it stands how long the page's own work kept the
+main thread, which depends less on what else runs.
 
     python benchmarks/latents.py [--rounds 9] [--json FILE]
 """
@@ -34,11 +34,8 @@ OPEN = """
 new Promise(done => {
   const start = performance.now(), link = document.createElement('a');
   link.href = '#latent=%d'; document.body.append(link); link.click(); link.remove();
-  const painted = () => {
-    const canvas = document.querySelector('[data-latent-view] .contact canvas');
-    return document.querySelector('[data-latent-view]').dataset.ready === '%d' && canvas &&
-      canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(value => value);
-  };
+  const painted = () => document.querySelector('[data-latent-view]').dataset.latent === '%d' &&
+    document.querySelector('[data-latent-view] .contact canvas[data-drawn]');
   const look = () => painted() ? requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)))
     : setTimeout(look, 1);
   look();

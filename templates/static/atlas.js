@@ -581,7 +581,11 @@
       if (view.dataset.latent !== asked || view.hidden) return;
       if (!record) { head.appendChild(element("p", "headline", "Its file is missing from this site: latents/. Build the site again, or copy all of it.")); return; }
       describe(i, record, head);
-      view.dataset.ready = asked;
+      setTimeout(function () {  // its pictures come first: its neighbours need others
+        if (!head.isConnected) return;
+        compare(i, record);
+        view.dataset.ready = asked;
+      });
     });
   }
   function isWhole(i) { return i >= 0 && i < N && i === Math.floor(i); }
@@ -592,6 +596,8 @@
     head.appendChild(figures(i, record));
     inCases(i);
     references(i, record);
+  }
+  function compare(i, record) {
     var pair = element("div", "pair");
     pair.appendChild(activations(i, record));
     if (record[AT.neighbours].length) pair.appendChild(neighbours(i, record));

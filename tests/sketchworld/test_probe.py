@@ -1,11 +1,14 @@
 """The evaluation's short way says what the ordinary way says, and its edits are exactly what they claim to be."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from vsp_report.errors import VspError
 from vsp_report.sketchworld import evaluate, language, rules
 from vsp_report.sketchworld.models import FEATURE_LAYER, normalized
 from vsp_report.sketchworld.planted import plant
@@ -16,6 +19,17 @@ from vsp_report.sketchworld.rules import Question
 @pytest.fixture(scope="module")
 def probe(shipped_weights) -> Probe:
     return Probe.load(shipped_weights)
+
+
+@pytest.mark.parametrize("part", ["sketchworld/model", "clip/model", "saes/vision.3/sae_weights"])
+def test_damaged_weights_are_an_error_that_names_them(shipped_weights, tmp_path, part):
+    weights = tmp_path / "weights"
+    shutil.copytree(shipped_weights, weights)
+    file = weights / f"{part}.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(VspError) as caught:
+        Probe.load(weights)
+    assert str(file.parent) in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +68,14 @@ def test_features_continue_the_tower_exactly(probe, planted, states):
 
 
 def test_an_empty_edit_changes_nothing(probe, states):
-    assert torch.equal(probe.edited(states, [Edit.of()] * len(states)), states)
+    latents = probe.encoded(states)
+    assert torch.equal(probe.edited(states, latents, [Edit.of()] * len(states)), states)
     unit = Edit.of(amplify=range(50), factor=1.0)
-    assert torch.allclose(probe.edited(states, [unit] * len(states)), states, atol=1e-5)
+    assert torch.allclose(probe.edited(states, latents, [unit] * len(states)), states, atol=1e-5)
 
 
 def test_an_edit_is_the_dense_difference_of_reconstructions(probe, states):
-    latents = probe.sae.encode(states[:, 1:])
+    latents = probe.encoded(states)
     chosen = latents.sum((0, 1)).topk(12).indices
     edit = Edit.of(chosen[:6].tolist(), chosen[6:].tolist(), 2.5)
     changed = latents.clone()
@@ -68,15 +83,16 @@ def test_an_edit_is_the_dense_difference_of_reconstructions(probe, states):
     changed[..., chosen[6:]] *= 2.5
     dense = states.clone()
     dense[:, 1:] += probe.sae.decode(changed) - probe.sae.decode(latents)
-    assert torch.allclose(probe.edited(states, [edit] * len(states)), dense, atol=1e-4)
-    assert torch.equal(probe.edited(states, [edit] * len(states))[:, 0], states[:, 0]), "CLS is left alone"
+    assert torch.allclose(probe.edited(states, latents, [edit] * len(states)), dense, atol=1e-4)
+    assert torch.equal(probe.edited(states, latents, [edit] * len(states))[:, 0], states[:, 0]), "CLS is left alone"
 
 
 def test_attribution_predicts_true_ablation(probe, planted, states):
     asked = [(p.question, p.right, p.wrong) for p in planted[:1]]
-    seen = probe.attribute(states[:1], asked)
-    active = seen.latents_BPL[0].sum(0).topk(60).indices.tolist()
-    edited = probe.edited(states[:1].expand(60, -1, -1), [Edit.of([k]) for k in active])
+    latents = probe.encoded(states[:1])
+    seen = probe.attribute(states[:1], latents, asked)
+    active = latents[0].sum(0).topk(60).indices.tolist()
+    edited = probe.edited(states[:1].expand(60, -1, -1), latents.expand(60, -1, -1), [Edit.of([k]) for k in active])
     margins = probe.log_odds(probe.features(edited), asked * 60)
     true = (margins - seen.margin_B).detach().numpy()
     assert spearmanr(seen.effect_BL[0][active].numpy(), true).statistic > 0.8
@@ -84,7 +100,8 @@ def test_attribution_predicts_true_ablation(probe, planted, states):
 
 def test_controls_are_other_latents_as_active(probe, planted, states):
     rng = np.random.default_rng(0)
-    edits, latents = evaluate.repairs(probe, planted, states, amplify=False)
+    latents = probe.encoded(states)
+    edits = evaluate.repairs(probe, planted, states, latents, amplify=False)
     for row, (case, edit) in enumerate(zip(planted, edits, strict=True)):
         control = evaluate.matched(edit, latents[row], rng)
         assert len(control.latents) == len(edit.latents) <= evaluate.LATENTS

@@ -160,8 +160,8 @@ def _failing_only(cases: _Cases) -> _Cases:
     return _Cases([cases.planted[i] for i in rows], cases.failing[rows], cases.states[torch.from_numpy(rows)])
 
 
-def _corrected(probe: Probe, cases: _Cases, edits: Sequence[Edit]) -> np.ndarray:
-    features = probe.features(probe.edited(cases.states, edits))
+def _corrected(probe: Probe, cases: _Cases, latents: torch.Tensor, edits: Sequence[Edit]) -> np.ndarray:
+    features = probe.features(probe.edited(cases.states, latents, edits))
     return np.asarray(probe.says(features, [[Question(p.question, p.right)] for p in cases.planted]))[:, 0]
 
 
@@ -190,32 +190,32 @@ def _repaired(probe: Probe, mode: str, amplify: bool) -> Iterator[Figure]:
             yield at_most(f"corrected by matched random latents: {mode}/{variation}", math.nan, 0.05)
             continue
         cases = _failing_only(cases)
-        edits, latents = repairs(probe, cases.planted, cases.states, amplify=amplify)
-        yield at_least(f"corrected: {mode}/{variation}", _corrected(probe, cases, edits).mean(), 0.85)
+        latents = probe.encoded(cases.states)
+        edits = repairs(probe, cases.planted, cases.states, latents, amplify=amplify)
+        yield at_least(f"corrected: {mode}/{variation}", _corrected(probe, cases, latents, edits).mean(), 0.85)
         flips = []
         for draw in range(CONTROLS):
             rng = np.random.default_rng(draw)
             controls = [matched(edit, latents[row], rng) for row, edit in enumerate(edits)]
-            flips.append(_corrected(probe, cases, controls).mean())
+            flips.append(_corrected(probe, cases, latents, controls).mean())
         yield at_most(f"corrected by matched random latents: {mode}/{variation}", np.mean(flips), 0.05)
 
 
 def repairs(
-    probe: Probe, planted: Sequence[Planted], states: torch.Tensor, *, amplify: bool
-) -> tuple[list[Edit], torch.Tensor]:
-    """An edit for each scene, chosen in rounds, and the latents of the clean pictures.
+    probe: Probe, planted: Sequence[Planted], states: torch.Tensor, latents_BPL: torch.Tensor, *, amplify: bool
+) -> list[Edit]:
+    """An edit for each scene, chosen in rounds.
 
     Each round asks the gradient anew, because latents of one thing stand in for each other: of those that belong to the
     cue it ablates the two that most support the wrong answer; with `amplify`, of those that belong to the evidence it
     also strengthens the two that most support the right one. A scene whose contrast is right is left as it is.
     """
     asked = [(p.question, p.right, p.wrong) for p in planted]
-    latents = probe.attribute(states, asked).latents_BPL
     cue, evidence = (
         torch.stack(
             [
                 belonging(row, patches_of(p.scene, parts)) >= BELONGS
-                for row, p, parts in zip(latents, planted, which, strict=True)
+                for row, p, parts in zip(latents_BPL, planted, which, strict=True)
             ]
         )
         for which in ([p.cause for p in planted], [p.evidence for p in planted])
@@ -224,7 +224,7 @@ def repairs(
     amplified: list[list[int]] = [[] for _ in planted]
     for _ in range(LATENTS // PER_ROUND):
         edits = [Edit.of(a, b, AMPLIFY) for a, b in zip(ablated, amplified, strict=True)]
-        seen = probe.attribute(states, asked, edits)
+        seen = probe.attribute(states, latents_BPL, asked, edits)
         for row in range(len(planted)):
             if seen.margin_B[row] > ENOUGH:
                 continue
@@ -232,7 +232,7 @@ def repairs(
             ablated[row] += _strongest(effect, cue[row], ablated[row] + amplified[row])
             if amplify:
                 amplified[row] += _strongest(-effect, evidence[row], ablated[row] + amplified[row])
-    return [Edit.of(a, b, AMPLIFY) for a, b in zip(ablated, amplified, strict=True)], latents
+    return [Edit.of(a, b, AMPLIFY) for a, b in zip(ablated, amplified, strict=True)]
 
 
 def _strongest(effect_L: torch.Tensor, allowed_L: torch.Tensor, taken: Sequence[int]) -> list[int]:
@@ -267,17 +267,19 @@ def _topics(probe: Probe, weights: Path, scenes: int) -> Iterator[Figure]:
     drawn = [scene for scene in drawn if len(scene.things) > 1]
     states = probe.states(probe.pixels(drawn))
     right = probe.says(probe.features(states), [[Question(rules.DESCRIBE, rules.caption(s))] for s in drawn])
+    latents = probe.encoded(states)
     topics = [
         (i, topic, share)
         for i, scene in enumerate(drawn)
         if right[i][0]
-        for topic, share in enumerate(topic_shares(probe, scene, states[i : i + 1]))
+        for topic, share in enumerate(topic_shares(probe, scene, states[i : i + 1], latents[i]))
     ]
     outcome = {(i, topic): False for i, topic, _ in topics}
     for least in CLUSTER_SHARES:
         edits = [Edit.of(np.flatnonzero(share >= least).tolist()) for _, _, share in topics]
-        which = torch.tensor([i for i, _, _ in topics])
-        said = probe.answers(probe.features(probe.edited(states[which], edits)), [rules.DESCRIBE] * len(topics))
+        which = [i for i, _, _ in topics]
+        changed = probe.edited(states[which], [latents[i] for i in which], edits)
+        said = probe.answers(probe.features(changed), [rules.DESCRIBE] * len(topics))
         for (i, topic, _), text in zip(topics, said, strict=True):
             outcome[i, topic] = removed(drawn[i], topic, text)
         still = [drawn[i].things[t].kind in text.split() for (i, t, _), text in zip(topics, said, strict=True)]
@@ -294,7 +296,7 @@ def removed(scene: Scene, topic: int, text: str) -> bool:
     return scene.things[topic].kind not in text.split() and all(part in parts for part in kept)
 
 
-def topic_shares(probe: Probe, scene: Scene, state: torch.Tensor) -> list[np.ndarray]:
+def topic_shares(probe: Probe, scene: Scene, state: torch.Tensor, latents_PL: torch.Tensor) -> list[np.ndarray]:
     """For each thing of the caption: the share of every latent's activation that lies where its words look.
 
     Where words look is told by the gradient of their likelihood (squared, over patches), not by the world's masks: a
@@ -311,7 +313,7 @@ def topic_shares(probe: Probe, scene: Scene, state: torch.Tensor) -> list[np.nda
         look = gradient[0, 1:].square().sum(-1)
         looks.append(look / look.sum())
         place += len(ids) + 1
-    activation_TL = torch.stack(looks) @ probe.sae.encode(state[:, 1:])[0]
+    activation_TL = torch.stack(looks) @ latents_PL
     share_TL = activation_TL / activation_TL.sum(0).clamp_min(1e-12)
     return list((share_TL * (activation_TL.sum(0) > 0)).cpu().numpy())
 

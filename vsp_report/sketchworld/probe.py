@@ -19,7 +19,9 @@ from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from vsp_report.errors import ModelError
 from vsp_report.model.checkpoints import load_sae
+from vsp_report.model.classify import load_clip
 from vsp_report.model.sae import Sae
+from vsp_report.model.vlm import load_vlm
 from vsp_report.sketchworld import language
 from vsp_report.sketchworld.language import GRID, IMAGE_PX
 from vsp_report.sketchworld.models import FEATURE_LAYER, attend_fast, normalized
@@ -46,7 +48,6 @@ class Edit(NamedTuple):
 class Attribution(NamedTuple):
     effect_BL: torch.Tensor
     """The predicted change of the contrast's log-odds when the latent is set to zero."""
-    latents_BPL: torch.Tensor
     margin_B: torch.Tensor
 
 
@@ -67,11 +68,9 @@ class Probe:
 
     @classmethod
     def load(cls, weights: Path, sae: str = "vision.3", device: str = "cpu") -> Probe:
-        llava = LlavaForConditionalGeneration.from_pretrained(weights / "sketchworld", dtype=torch.float32)
-        clip = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32)
-        autoencoder = load_sae(weights / "saes" / sae)
-        autoencoder = autoencoder.float()
-        return cls(llava, autoencoder, clip=clip.to(device).eval().requires_grad_(False), device=device)
+        llava = load_vlm(str(weights / "sketchworld"), device=device, dtype="float32").model
+        clip = load_clip(weights / "clip", device=device).model
+        return cls(llava, load_sae(weights / "saes" / sae).float(), clip=clip, device=device)
 
     # --- pictures to states to features --------------------------------------------------------------------------
 
@@ -151,40 +150,39 @@ class Probe:
 
     # --- latents -------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def encoded(self, states: torch.Tensor, batch: int = 64) -> torch.Tensor:
+        """(B, P, L): the latents of every patch."""
+        return torch.cat([self.sae.encode(some[:, 1:]) for some in states.split(batch)])
+
     def attribute(
-        self,
-        states: torch.Tensor,
-        asked: Sequence[tuple[str, str, str]],
-        edits: Sequence[Edit] | None = None,
-        batch: int = 32,
-    ) -> Attribution:
+        self, states: torch.Tensor, latents_BPL: torch.Tensor, asked: Sequence[tuple[str, str, str]],
+        edits: Sequence[Edit] | None = None, batch: int = 32,
+    ) -> Attribution:  # fmt: skip
         """One forward and one backward pass: what zeroing each latent would do to each scene's contrast.
 
         With `edits`, what zeroing it as well would do: latents of the clean states, gradients of the edited.
         """
         parts = []
         for i in range(0, len(asked), batch):
-            clean, some = states[i : i + batch], slice(i, i + batch)
-            z = self.edited(clean, edits[some]) if edits else clean.clone()
+            clean, latents, some = states[i : i + batch], latents_BPL[i : i + batch], slice(i, i + batch)
+            z = self.edited(clean, latents, edits[some]) if edits else clean.clone()
             z.requires_grad_(True)
             margin = self.log_odds(self.features(z), asked[some])
             (gradient,) = torch.autograd.grad(margin.sum(), z)
             with torch.no_grad():
-                latents = self.sae.encode(clean[:, 1:])
                 effect = -(latents * (gradient[:, 1:] @ self.sae.W_dec.mT)).sum(1)
-            parts.append(Attribution(effect, latents, margin.detach()))
+            parts.append(Attribution(effect, margin.detach()))
         return Attribution(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @torch.no_grad()
-    def edited(self, states: torch.Tensor, edits: Sequence[Edit], batch: int = 64) -> torch.Tensor:
+    def edited(self, states: torch.Tensor, latents_BPL: Sequence[torch.Tensor], edits: Sequence[Edit]) -> torch.Tensor:
         """The states with each scene's own edit: (h' - h) W_dec is added on every patch; CLS is left alone."""
         result = states.clone()
-        for i in range(0, len(edits), batch):
-            latents = self.sae.encode(states[i : i + batch, 1:])
-            for row, edit in enumerate(edits[i : i + batch]):
-                chosen = torch.from_numpy(edit.latents).to(self.device)
-                factors = torch.from_numpy(edit.factors).to(self.device)
-                result[i + row, 1:] += (latents[row][:, chosen] * (factors - 1)) @ self.sae.W_dec[chosen]
+        for row, edit in enumerate(edits):
+            chosen = torch.from_numpy(edit.latents).to(self.device)
+            factors = torch.from_numpy(edit.factors).to(self.device)
+            result[row, 1:] += (latents_BPL[row][:, chosen] * (factors - 1)) @ self.sae.W_dec[chosen]
         return result
 
 

@@ -14,7 +14,7 @@ import transformers
 @dataclass(frozen=True)
 class Recipe:
     scenes: int = 56_000
-    tower_steps: int = 1_700
+    tower_steps: int = 2_200
     tower_batch: int = 64
     tower_rate: float = 1e-3
     words_steps: int = 1_500

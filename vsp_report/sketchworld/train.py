@@ -4,8 +4,9 @@ Four stages, each from one seed, each recorded with its curve and its seconds:
 
 1. pool: scenes are drawn once, with what every patch shows.
 2. tower: a CLIP learns pictures against captions; at the layer that LLaVA reads and at the one before, patches also
-   learn the world's patch truth (things and colours), and their own pixels, so that nothing visible is thrown away.
-   Then the tower is done, and only its words and both projections learn on, from pictures read once.
+   learn the world's patch truth (things and colours), which of the captions' words the picture is called by, wherever
+   that shows, and their own pixels, so that nothing visible is thrown away. Then the tower is done, and only its words
+   and both projections learn on, from pictures read once.
 3. language: the tower is frozen. A projector and a small Llama learn to answer, several questions of one picture in
    one sequence, each seeing the picture and itself only; then once more, in few steps and mostly from charts.
 4. saes: sparse autoencoders on taps of the frozen tower and of the language model.
@@ -20,7 +21,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from vsp_report.sketchworld.models import (
 from vsp_report.sketchworld.packing import Packer, text_logits, wrong_answers
 from vsp_report.sketchworld.pool import KINDS, NO_LABEL, Pool, draw_pool
 from vsp_report.sketchworld.recipe import QUICK, Recipe, Record
+from vsp_report.sketchworld.scene import Scene
 
 
 def _schedule(optimizer: torch.optim.Optimizer, rate: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -97,6 +99,31 @@ def _caption_for_contrast(pool: Pool, index: int, draw: float) -> str:
     return rules.plain_caption(scene)
 
 
+WORDS = (*rules.PORTRAITS, "chart")
+"""The kinds that a caption for contrast may name."""
+WITNESSES = 4
+"""So many patches, those that say a word the loudest, answer for the picture."""
+WORDS_WEIGHT = 10
+
+
+class Directions(nn.Module):
+    """A linear reading by directions of length one: what is to be read has to be loud in the state itself."""
+
+    def __init__(self, width: int, count: int, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width) / width**0.5)
+        self.bias = nn.Parameter(torch.full((count,), bias))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.linear(states, F.normalize(self.weight, dim=-1), self.bias)
+
+
+def named_by_captions(scenes: Sequence[Scene]) -> np.ndarray:
+    """(scenes, words) of bool: which of `WORDS` the whole caption for contrast has."""
+    said = [set(rules.plain_caption(scene).split()) for scene in scenes]
+    return np.array([[word in caption for word in WORDS] for caption in said])
+
+
 def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIPModel:
     torch.manual_seed(recipe.seed)
     clip = make_clip().to(device).train()
@@ -104,8 +131,9 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
     with torch.no_grad():
         clip.logit_scale.fill_(math.log(10))
     width = clip.config.vision_config.hidden_size
-    heads = nn.ModuleDict({f"kind{layer}": nn.Linear(width, len(KINDS)) for layer in LABELLED})
-    heads.update({f"color{layer}": nn.Linear(width, len(COLORS)) for layer in LABELLED})
+    heads = nn.ModuleDict({f"kind{layer}": Directions(width, len(KINDS)) for layer in LABELLED})
+    heads.update({f"color{layer}": Directions(width, len(COLORS)) for layer in LABELLED})
+    heads.update({f"word{layer}": Directions(width, len(WORDS), bias=-3.0) for layer in LABELLED})
     heads["pixels"] = nn.Linear(width, 4 * 4 * 3)
     heads.to(device)
     parameters = [*clip.parameters(), *heads.parameters()]
@@ -114,7 +142,7 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
     tokenizer = language.make_tokenizer(closed=True)
     weights = torch.ones(len(KINDS), device=device)
     weights[0] = 0.25  # most patches are background
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator, named = torch.Generator().manual_seed(recipe.seed), named_by_captions(pool.scenes)
     started = time.monotonic()
     for step, rows in enumerate(_batches(len(pool.scenes), recipe.tower_batch, recipe.tower_steps, generator)):
         clean = normalized(pool.pixels[rows], device)
@@ -123,6 +151,7 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
         tokens = tokenizer(texts, padding=True, return_tensors="pt").to(device)
         kinds = torch.from_numpy(pool.kinds[rows]).long().to(device)
         colors = torch.from_numpy(pool.colors[rows]).long().to(device)
+        words = torch.from_numpy(named[rows]).float().to(device)
         coarse = F.avg_pool2d(clean, PATCH_PX // 4).unfold(2, 4, 4).unfold(3, 4, 4)
         coarse = coarse.permute(0, 2, 3, 1, 4, 5).reshape(len(rows), PATCHES, -1)
         with torch.autocast(device, torch.bfloat16):
@@ -132,6 +161,7 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
         patches = {layer: seen.hidden_states[layer][:, 1:].float() for layer in LABELLED}
         said = {layer: heads[f"kind{layer}"](states) for layer, states in patches.items()}
         tinted = {layer: heads[f"color{layer}"](states) for layer, states in patches.items()}
+        called = {layer: heads[f"word{layer}"](states) for layer, states in patches.items()}
         losses = {
             "kind": _mean(
                 F.cross_entropy(logits.flatten(0, 1), kinds.flatten(), weight=weights, ignore_index=NO_LABEL)
@@ -141,6 +171,11 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
             * _mean(
                 F.cross_entropy(logits.flatten(0, 1), colors.flatten(), ignore_index=NO_LABEL)
                 for logits in tinted.values()
+            ),
+            "words": WORDS_WEIGHT
+            * _mean(
+                F.binary_cross_entropy_with_logits(logits.topk(WITNESSES, dim=1).values.mean(1), words)
+                for logits in called.values()
             ),
             "pixels": 0.5 * F.mse_loss(heads["pixels"](patches[FEATURE_LAYER]), coarse),
             "contrast": _contrast(image.float(), text.float(), clip.logit_scale.exp().clamp(max=60), texts),
