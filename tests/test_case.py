@@ -222,6 +222,19 @@ FAULTY = {
     "a comparison with nothing": ("expect:\n  controls: {flips: {}}\n", 7, "compares with nothing"),
     "what is never true": ("expect:\n  controls: {flips: {lt: 1%, gt: 5%}}\n", 7, "is never true"),
     "a margin without a contrast": ("expect:\n  before: {margin: {lt: 0}}\n", 7, "is measured between two answers"),
+    "a ranking without a contrast": (
+        "steer:\n  a: {latents: {top: 3, by: attribution}, set: 0}\n", 7, "ranks by attribution, which is to a contrast"
+    ),
+    "a baseline without a contrast": (
+        "expect:\n  baseline: {before.margin: {abs: 1}}\n", 7, "is measured between two answers"
+    ),
+    "a baseline of what is not drawn": (
+        "controls: {draws: 0}\nexpect:\n  baseline: {controls.flips: {abs: 1}}\n", 8, "is measured among controls"
+    ),
+    "flips of what is not drawn": (
+        "controls: {draws: 0}\nexpect:\n  controls: {flips: {lt: 5%}}\n", 8, "is measured among controls"
+    ),
+    "an escape in a key": ('"\\e]0;x\\a": 1\n', 6, "?]0;x? is unknown"),
     "a figure that is not known": ("expect:\n  baseline: {before.margn: {abs: 1}}\n", 7, "is no figure"),
     "a day that is no date": ("expect: {review_by: soon}\n", 6, "Write a date"),
     "one answer twice": ("contrast: {right: Yes, wrong: ' yes'}\n", 6, "contrast.wrong is the right answer"),

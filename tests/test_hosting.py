@@ -51,6 +51,25 @@ def test_publish_pushes_the_site_and_touches_nothing_else(project: Path, capsys)
     assert git("status", "--porcelain", cwd=project) == "?? site/"
 
 
+def test_a_branch_that_is_worked_on_is_not_replaced(project: Path, capsys) -> None:
+    here = git("symbolic-ref", "--short", "HEAD", cwd=project)
+    assert run("publish", "--branch", here) == 2
+    assert f"--branch: {here} holds what is worked on" in capsys.readouterr().err
+
+
+def test_a_domain_of_ones_own_stays(project: Path) -> None:
+    assert run("publish") == 0
+    other = project.parent / "other"
+    git("clone", "-q", "-b", "gh-pages", str(project.parent / "remote.git"), str(other), cwd=project.parent)
+    (other / "CNAME").write_text("example.org\n")
+    git("add", "CNAME", cwd=other)
+    git("commit", "-q", "-m", "A domain", cwd=other)
+    git("push", "-q", cwd=other)
+    (project / "site" / "index.html").write_text("<p>another")
+    assert run("publish") == 0
+    assert git("show", "gh-pages:CNAME", cwd=project.parent / "remote.git") == "example.org"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -183,7 +183,8 @@ def test_a_new_story_is_told_without_a_run(saved) -> None:
     asked = full().asked()
     recording.restate(saved, replace(asked, title="Another title"))
     read = recording.load_recording(saved)
-    assert read.asked().title == "Another title" and replace(read, case=full().case) == full()
+    assert read.asked().title == "Another title" and read.provenance.case_sha == recording.sha_of(read.case)
+    assert replace(read, case=full().case, provenance=full().provenance) == full()
     assert listing(saved)["images/input.png"] == PNG
     with pytest.raises(InputError, match="another question"):
         recording.restate(saved, replace(asked, prompt="What is this?"))
@@ -305,6 +306,22 @@ def test_leftovers_are_told_from_what_is_still_written(saved) -> None:
     saved.rename(parent / f".a-case.{name}.old")
     recording.sweep(parent)
     assert recording.load_recording(saved) == full() and hidden(parent) == [".a-case.partial"]
+
+
+def test_what_is_still_written_stays_however_long_it_takes(saved) -> None:
+    with on_disk._sibling(saved) as partial:
+        os.utime(partial, (1, 1))
+        assert recording.sweep(saved.parent) == [] and partial.is_dir()
+
+
+def test_a_disk_without_locks_is_left_as_clean(saved, monkeypatch) -> None:
+    def none(*asked: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(on_disk.fcntl, "flock", none)
+    with on_disk._sibling(saved) as partial:
+        assert hidden(saved.parent) == [partial.name]
+    assert hidden(saved.parent) == []
 
 
 WRITER = """

@@ -67,12 +67,20 @@ def parcel(site: Path, remote: str = "origin", branch: str = "gh-pages") -> Parc
         raise InputError("--remote", f"{remote} is no remote of a git repository here", f"Known: {known}.")
     if _git("check-ref-format", "--branch", branch).returncode:
         raise InputError("--branch", f"{branch!r} is no name of a branch", "Write gh-pages, for example.")
+    theirs = _git("symbolic-ref", "--short", f"refs/remotes/{remote}/HEAD").stdout.strip().removeprefix(f"{remote}/")
+    if branch in (_git("symbolic-ref", "--short", "HEAD").stdout.strip(), theirs):
+        raise InputError("--branch", f"{branch} holds what is worked on, and would be replaced", "Write gh-pages.")
     return Parcel(site, len(files), size, remote, _without_password(found.stdout.strip()), branch)
 
 
 def push(sent: Parcel) -> None:
     """One commit more on the branch of pages, and nothing else: neither the working tree nor the index is touched."""
-    words = ["-n", "-p", "-r", sent.remote, "-b", sent.branch, "-m", "Publish the site", str(sent.site)]
+    words = ["-n", "-p", "-r", sent.remote, "-b", sent.branch, "-m", "Publish the site"]
+    _git("fetch", "--quiet", sent.remote, sent.branch)  # which is not there yet the first time
+    domain = _git("show", f"{sent.remote}/{sent.branch}:CNAME")
+    if domain.returncode == 0 and not (sent.site / "CNAME").exists():  # of one's own: each push replaces all files
+        words += ["-c", domain.stdout.strip()]
+    words.append(str(sent.site))
     done = subprocess.run([sys.executable, "-m", "ghp_import", *words], capture_output=True, text=True, env=_calm())
     if done.returncode:
         said = _without_password(" ".join((done.stderr.strip() or done.stdout.strip()).split())[-300:])

@@ -40,6 +40,18 @@ def test_the_preview(tmp_path: Path) -> None:
         thread.join()
 
 
+def test_ctrl_c_is_how_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "index.html").write_text("")
+
+    def interrupted(server: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preview.ThreadingHTTPServer, "serve_forever", interrupted)
+    said: list[str] = []
+    preview.serve(tmp_path, 0, said.append)
+    assert len(said) == 1
+
+
 def test_a_taken_port_and_an_empty_folder_are_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no site. `vsp-report build` makes one"):
         preview.server(tmp_path)

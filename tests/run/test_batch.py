@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vsp_report.recording import load_recording, recordings_in
+from vsp_report.cli import main
+from vsp_report.recording import load_recording, recordings_in, save_recording
 
 WHICH = "import os\nname = os.path.basename(case_path).removesuffix('.yaml')"
 
@@ -70,6 +72,25 @@ def test_what_cannot_be_run_here_says_so_and_does_not_fail(site, ran) -> None:
     stop = load_recording(site.recordings / "elsewhere").stop
     assert (stop.step, stop.message) == ("needs", "cases/elsewhere.yaml: needs the model's weights.")
     assert ran() == {}
+
+
+def test_what_another_device_recorded_outlives_a_failure_here(site, ran) -> None:
+    site.cases("one")
+    ran()
+    there = site.recordings / "one"
+    made = load_recording(there)
+    save_recording(there, replace(made, provenance=replace(made.provenance, device_class="cuda sm_90", run_key="gpu")))
+    found = ran("raise MemoryError('too large')")["one"]
+    assert found.status == "error" and found.message.endswith("too large. The recording made on cuda sm_90 stays.")
+    assert load_recording(there).status == "ok"
+
+
+def test_a_run_from_the_root_leaves_slashes_alone(site, ran, monkeypatch) -> None:
+    file, notebook = site.case("one"), site.notebook("print('https://example.org', 7 // 2)")
+    monkeypatch.chdir("/")
+    assert main(["run", str(file), "--notebook", str(notebook), "--out", str(site.folder / "site")]) == 0
+    executed = (site.recordings / "one" / "notebook.ipynb").read_text()
+    assert "https://example.org" in executed and "7 // 2" in executed
 
 
 def test_nothing_to_do_is_said_soon_and_without_torch(site, ran) -> None:
@@ -143,17 +164,34 @@ def test_a_cluster_worker_that_is_killed_costs_no_case(site, ran) -> None:
     assert leftovers(site) == []
 
 
-def test_a_cluster_that_is_not_there(site, capsys) -> None:
-    from vsp_report.cli import main
+def test_what_stops_a_run_on_a_cluster_is_said_in_a_line(site) -> None:
+    import distributed
 
+    site.cases(*"ab")
+    quiet = {"silence_logs": 50, "dashboard_address": None}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, **quiet) as cluster:
+        address = cluster.scheduler_address
+        refused = subprocess.run(command("--notebook", "/etc/passwd", "--cluster", address), cwd=site.folder,
+                                 capture_output=True, text=True)  # fmt: skip
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+        notebook = site.notebook(WHICH, "import time\nif name != 'a':\n    time.sleep(100)")
+        run = start(site, "--notebook", notebook, "--cluster", address)
+        deadline = time.monotonic() + 60
+        while "a" not in whole(site) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130 and said.strip() == "error: interrupted", said
+    assert whole(site) == {"a": "ok"}
+
+
+def test_a_cluster_that_is_not_there(site, capsys) -> None:
     site.case("one")
     assert main(["run", "--cluster", "nonsense://1", "--notebook", str(site.notebook())]) == 2
     assert "no scheduler answers at nonsense://1" in capsys.readouterr().err
 
 
 def test_without_dask_the_error_names_the_command(site, monkeypatch, capsys) -> None:
-    from vsp_report.cli import main
-
     monkeypatch.setitem(sys.modules, "distributed", None)
     site.case("one")
     assert main(["run", "--cluster", "tcp://127.0.0.1:1", "--notebook", str(site.notebook())]) == 3
@@ -166,9 +204,7 @@ def test_without_dask_the_error_names_the_command(site, monkeypatch, capsys) -> 
 @pytest.mark.parametrize("words", [(), ("--cold",), ("--jobs", "2")], ids=["warm", "cold", "jobs"])
 def test_ctrl_c_ends_it_soon_and_the_next_run_finishes(site, words) -> None:
     site.cases(*"abc")
-    notebook = site.notebook(
-        WHICH, "import time\nif name != 'a' and not os.path.exists('calm'):\n    time.sleep(100)"
-    )
+    notebook = site.notebook(WHICH, "import time\nif name != 'a' and not os.path.exists('calm'):\n    time.sleep(100)")
     run = start(site, "--notebook", notebook, *words)
     deadline = time.monotonic() + 60
     while "a" not in whole(site) and time.monotonic() < deadline:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from pathlib import Path
 
+from tests.run.conftest import Silent
 from vsp_report.recording import load_recording
 
 
@@ -139,3 +142,40 @@ def process_exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_kernel_that_nobody_asks_any_more_ends_and_the_next_case_has_another(site, monkeypatch) -> None:
+    """As on a cluster, whose workers outlast the run: what they have loaded must not stay there."""
+    from vsp_report.case import load_cases
+    from vsp_report.run import batch, executors, kernel
+
+    monkeypatch.setattr(kernel, "REST_SECONDS", 0.2)
+    wanted = batch.Wanted(site.recordings, notebook=site.notebook())
+    with executors.here(1) as pool:
+        for id in ("one", "two"):
+            site.case(id)
+            steps = batch.plan(load_cases("cases"), wanted)
+            (outcome,) = batch.run(steps, wanted, lambda: contextlib.nullcontext(pool), Silent())
+            assert (outcome.id, outcome.status, outcome.note) == (id, "ok", "")
+            deadline = time.monotonic() + 20
+            while kernel._started and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not kernel._started and not kernel._resting
+    assert pid(site, "one") != pid(site, "two")
+
+
+def test_a_timeout_that_is_the_notebooks_own_is_told_as_such(site, ran) -> None:
+    site.cases("one")
+    found = ran("raise TimeoutError('The read operation timed out')", seconds=100.0)
+    assert found["one"].message == "TimeoutError: The read operation timed out"
+
+
+def test_kernels_side_by_side_share_the_cores(site, ran, monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    site.cases("one", "two")
+    ran("import os\nprint(os.environ.get('OMP_NUM_THREADS'))", jobs=2)
+    assert {printed(site, id) for id in ("one", "two")} == {"4\n"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    ran("import os\nprint(os.environ.get('OMP_NUM_THREADS'), 'said')", jobs=2)
+    assert {printed(site, id) for id in ("one", "two")} == {"3 said\n"}

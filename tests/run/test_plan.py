@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,58 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch) 
     (refs / "main").write_text("c0ffee\n")
     assert plan.identity("some/model") == "c0ffee"
     assert plan.identity("some/model@" + "a" * 40) == "a" * 40
+    assert plan.identity("some/model/layers/3") == plan.identity("some/model/layers/3@main") == "c0ffee"
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "models--some--model").rename(tmp_path / "moved")
+    (tmp_path / "cache" / "huggingface" / "hub").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "cache" / "huggingface" / "hub" / "models--some--model")
+    assert plan.identity("some/model") == "c0ffee"
+
+
+def test_a_commit_that_is_named_is_not_yet_here(site, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    file, commit = site.case("one"), "a" * 40
+    asked = file.read_text().replace("model: sketchworld", f"model: some/model@{commit}")
+    file.write_text(asked + "needs: [weights]\n")
+    assert plan.unmet(load_case(file), CPU) == ["weights"]
+    (tmp_path / "models--some--model" / "snapshots" / commit).mkdir(parents=True)
+    assert plan.unmet(load_case(file), CPU) == []
+
+
+def test_weights_are_where_they_are_asked_for(site, monkeypatch, tmp_path: Path) -> None:
+    """On a cluster: the disk that plans has none of the Hub's models, its workers have."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    file = site.case("one")
+    file.write_text(file.read_text().replace("model: sketchworld", "model: some/model") + "needs: [weights]\n")
+    case = load_case(file)
+    assert plan.of_the_hub([case]) == ("some/model",)
+    there = replace(CPU, found={"some/model": ("c0ffee", True)})
+    assert (plan.unmet(case, CPU), plan.unmet(case, there)) == (["weights"], [])
+    assert plan.foresee(case, there, notebook_sha="n").model_sha == "c0ffee"
+
+
+def test_a_recording_of_a_case_that_this_version_cannot_read_is_made_again(site, ran) -> None:
+    file = site.case("one")
+    ran()
+    there = site.recordings / "one" / "recording.json"
+    told = json.loads(there.read_text())
+    told["case"]["from_another_version"] = 1
+    there.write_text(json.dumps(told))
+    (step,) = plan.make_plan([load_case(file)], site.recordings, CPU, notebook_sha="n")
+    assert (step.state, step.why) == ("run", "it has no recording")
+    assert ran()["one"].status == "ok"
+
+
+def test_the_command_can_be_typed_again(site) -> None:
+    file = site.case("one")
+    spaced = file.with_name("my cases")
+    spaced.mkdir()
+    case = load_case(file.rename(spaced / "one.yaml"))
+    told = plan.foresee(case, CPU, notebook_sha="n", shown=plan.shown_path(case), notebook="other one.ipynb")
+    assert told.command == "vsp-report run 'cases/my cases/one.yaml' --force --notebook 'other one.ipynb'"
 
 
 @pytest.mark.parametrize(("needs", "here", "missing"), [("gpu", CPU, ["gpu"]), ("gpu", GPU, []), ("image", CPU, [])])

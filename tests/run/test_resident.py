@@ -18,6 +18,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """A model that a cell has just loaded; no other one of this process is watched."""
     monkeypatch.setattr(resident, "_known", weakref.WeakKeyDictionary())
     made = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).eval()
+    made.register_buffer("table", torch.zeros(1000, 100))
     monkeypatch.setattr(resident, "_modules", lambda kind: made.modules())
     resident._after_cell(None)
     return made
@@ -36,6 +37,7 @@ LEAKS = {
     "weights": add_inside_no_grad,
     "other weights": lambda m: setattr(m[0], "weight", torch.nn.Parameter(m[0].weight.detach().clone())),
     "buffer": lambda m: m[1].running_mean.add_(1),
+    "one of a buffer's many numbers": lambda m: m.table[777].zero_(),
     "exchanged module": lambda m: m.__setitem__(1, torch.nn.Identity()),
     "forward": lambda m: setattr(m[0], "forward", lambda x: x),
     "mode": lambda m: m.train(),

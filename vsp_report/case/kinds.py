@@ -462,7 +462,8 @@ class Record(Kind):
         for key, inner in node.value.items():
             if key not in known:
                 fine = False
-                where = f"{path}.{key[:60]}" if path else key[:60]
+                shown = _UNFIT.sub("?", key[:60])
+                where = f"{path}.{shown}" if path else shown
                 faults.add(inner.line, f"{where} is unknown", nearest(key, known))
             elif (value := known[key].metadata["kind"].read(inner, _under(path, key), faults)) is BAD:
                 fine = False

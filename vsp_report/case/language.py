@@ -193,6 +193,14 @@ class Case:
 
     def _faults_of_contrasts(self) -> Wrong:
         if self.contrast is None:
+            for steering in self.steer:
+                if any(getattr(edit.latents, "by", "") == "attribution" for edit in steering.edits):
+                    fault = "ranks by attribution, which is to a contrast"
+                    yield ("steer", steering.name), fault, "Write contrast: {right: …, wrong: …}."
+            for tolerance in self.expect.baseline:
+                if not tolerance.name.startswith("controls."):
+                    fault = "is measured between two answers"
+                    yield ("expect", "baseline", tolerance.name), fault, "Write contrast: {right: …, wrong: …}."
             for check in self.expect.checks:
                 if check.metric in ("margin", "p_right", "change", "p", "diagnosis"):
                     where = ("expect", *filter(None, check.where.split(".")), check.metric)
@@ -208,6 +216,11 @@ class Case:
             for outcome in self.expect.after:
                 if outcome.p is not None:
                     yield ("expect", "after", outcome.name, "p"), "is measured among controls", "Draw some."
+            for tolerance in self.expect.baseline:
+                if tolerance.name == "controls.flips" or tolerance.name.endswith(".p"):
+                    yield ("expect", "baseline", tolerance.name), "is measured among controls", "Draw some."
+            if self.expect.controls is not None and self.expect.controls.flips is not None:
+                yield ("expect", "controls", "flips"), "is measured among controls", "Draw some."
 
 
 def _regions(edit: Edit) -> list[Region]:

@@ -172,7 +172,7 @@ def _run_stale(args: argparse.Namespace, cases: Any, recordings: Path) -> None:
         _run_steps(batch.plan(cases, wanted), wanted, lambda: executors.here(args.jobs), None)
         return
     with executors.cluster(args.cluster) as pool:
-        around = executors.ask(pool, batch.look_around)
+        around = batch.look_there(pool, cases)
         _run_steps(batch.plan(cases, wanted, around), wanted, lambda: contextlib.nullcontext(pool), around)
 
 

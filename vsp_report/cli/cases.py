@@ -135,7 +135,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     if args.cluster is not None:
         with executors.cluster(args.cluster) as pool:
-            around = executors.ask(pool, batch.look_around)
+            around = batch.look_there(pool, cases)
             code = _run_steps(args, cases, wanted, lambda: contextlib.nullcontext(pool), around)
     else:
         code = _run_steps(args, cases, wanted, lambda: executors.here(args.jobs), None)

@@ -93,9 +93,11 @@ def _executor(args: argparse.Namespace) -> Iterator[Any]:
 
     progress = _Counted(Progress())
     with executors.cluster(args.cluster) if args.cluster else executors.here(args.jobs) as pool:
-        around = executors.ask(pool, batch.look_around) if args.cluster else batch.look_around()
+        around = None
 
         def run(cases: Sequence[Any], wanted: Any) -> None:
+            nonlocal around  # all portions have the same model
+            around = around or (batch.look_there(pool, cases) if args.cluster else batch.look_around())
             steps = batch.plan(cases, wanted, around)
             batch.run(steps, wanted, lambda: contextlib.nullcontext(pool), progress, around)
 

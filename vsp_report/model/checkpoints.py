@@ -32,7 +32,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl", ".pkl.gz")
 
 
 def load_sae(path_or_id: str | Path, *, d_in: int | None = None, revision: str | None = None) -> Sae:
-    """One SAE from a file, a folder, or a Hub id `owner/repo[/path]` at `revision`, in float32 on the CPU.
+    """One SAE from a file, a folder, or a Hub id `owner/repo[/path][@revision]`, in float32 on the CPU.
 
     `d_in`: the width of the activations it is meant for; another width is an error.
     """
@@ -116,11 +116,12 @@ def _locate(path_or_id: str | Path, revision: str | None) -> tuple[Path, str | N
     path, text = Path(path_or_id).expanduser(), str(path_or_id)
     if path.exists():
         return path, None
-    match = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/(.+))?", text)
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/([^@]+))?(?:@([\w./-]+))?", text)
     is_file = text.endswith(SUFFIXES) and text.count("/") < 2
     if isinstance(path_or_id, Path) or not match or is_file or (path.parent.is_dir() and "/" in text):
-        raise CheckpointError(text, "does not exist", "Give a file, a folder, or a Hub id owner/repo[/path].")
-    repo, inside = match[1], (match[2] or "").strip("/")
+        remedy = "Give a file, a folder, or a Hub id owner/repo[/path][@revision]."
+        raise CheckpointError(text, "does not exist", remedy)
+    repo, inside, revision = match[1], (match[2] or "").strip("/"), revision or match[3]
     try:
         snapshot = fetch_from_hub(repo, inside, revision)
     except Exception as error:  # of the Hub, its transport or the network: they share no class

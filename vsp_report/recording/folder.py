@@ -32,7 +32,7 @@ import numpy as np
 
 from vsp_report.case import Case
 from vsp_report.errors import InputError, VspError
-from vsp_report.recording.keys import sha
+from vsp_report.recording.keys import sha, sha_of
 from vsp_report.recording.parts import SCHEMA, VARYING, Arrays, Recording
 from vsp_report.recording.plain import REMEDY, from_plain, to_plain
 
@@ -50,6 +50,7 @@ RECORDING, ARRAYS, MANIFEST, NOTEBOOK, IMAGES = (
 )
 MAX_JSON_BYTES = 64 * 2**20
 MAX_ARRAY_BYTES = 2 * 2**30
+HELD = -1
 STALE_SECONDS = 24 * 3600
 """Where a lock says nothing, a sibling this old is a killed writer's."""
 _FILE = re.compile(r"images/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(png|jpg|jpeg|webp|svg|gif)|notebook\.ipynb|case\.yaml")
@@ -86,7 +87,9 @@ def restate(folder: str | Path, case: Case) -> Path:
     if case.computed() != recording.asked().computed():
         raise InputError(str(folder), "was made with another question", REMEDY)
     kept = {name: folder / name for name in _manifested(folder) if name not in (RECORDING, ARRAYS)}
-    return save_recording(folder, replace(recording, case=case.resolved()), kept)
+    words = case.resolved()
+    told = replace(recording.provenance, case_sha=sha_of(words))
+    return save_recording(folder, replace(recording, case=words, provenance=told), kept)
 
 
 def _contents(recording: Recording, files: Mapping[str, bytes | Path]) -> dict[str, bytes]:
@@ -150,9 +153,11 @@ def _sibling(folder: Path) -> Iterator[Path]:
         partial.mkdir()
         lock = _locked(partial)
         # A sweep may come between the two: then another. Some shared disks know no locks: then without, at last.
-        if partial.is_dir() and (lock is not None or fcntl is None or attempt > 10):
+        if partial.is_dir() and (lock not in (None, HELD) or fcntl is None or attempt > 10):
             break
         _unlock(lock)
+        with contextlib.suppress(OSError):
+            partial.rmdir()
     else:
         raise VspError(str(folder.parent), "what is written there is deleted at once", "See who else cleans it up.")
     try:
@@ -191,7 +196,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A lock that ends with this process, or None where it is taken or there are no locks."""
+    """A lock that ends with this process; `HELD` where somebody has it; None where there is none to be had."""
     if fcntl is None:
         return None
     try:
@@ -200,14 +205,14 @@ def _locked(folder: Path) -> int | None:
         return None
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(opened)
-        return None
+        return HELD if error.errno == errno.EWOULDBLOCK else None
     return opened
 
 
 def _unlock(lock: int | None) -> None:
-    if lock is not None:
+    if lock not in (None, HELD):
         os.close(lock)
 
 
@@ -220,7 +225,7 @@ def sweep(parent: str | Path) -> list[Path]:
             continue
         lock = _locked(entry)
         with contextlib.suppress(FileNotFoundError):
-            if lock is None and time.time() - entry.stat().st_mtime < STALE_SECONDS:
+            if lock == HELD or (lock is None and time.time() - entry.stat().st_mtime < STALE_SECONDS):
                 continue
             final = entry.with_name(match["name"])
             if match["state"] == "old" and not final.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from functools import partial
@@ -50,4 +51,5 @@ def server(site: Path, port: int = 0) -> ThreadingHTTPServer:
 def serve(site: Path, port: int, say: Callable[[str], None]) -> None:
     with server(site, port) as running:
         say(f"http://{HOST}:{running.server_address[1]}/")
-        running.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
+            running.serve_forever()

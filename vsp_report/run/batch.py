@@ -17,8 +17,8 @@ from vsp_report import paths
 from vsp_report.case import Case
 from vsp_report.errors import InputError
 from vsp_report.recording import notebook_code_sha, scratch, sweep
-from vsp_report.run.plan import Step, Surroundings, look_around, make_plan, shown_path
-from vsp_report.run.task import Outcome, Task, run_task, steps_of
+from vsp_report.run.plan import Step, Surroundings, as_typed, look_around, make_plan, of_the_hub, shown_path
+from vsp_report.run.task import Outcome, Task, bundled_notebook, run_task, steps_of
 
 TICK_SECONDS = 0.25
 
@@ -39,7 +39,7 @@ class Wanted:
 
     @property
     def source(self) -> Path:
-        return (self.notebook or paths.templates_dir() / "notebooks" / "case.ipynb").absolute()
+        return (self.notebook or bundled_notebook()).absolute()
 
 
 class Watcher(Protocol):
@@ -64,6 +64,7 @@ def plan(cases: Sequence[Case], wanted: Wanted, surroundings: Surroundings | Non
         force=wanted.force,
         only_failed=wanted.only_failed,
         device=wanted.device,
+        notebook="" if wanted.notebook is None else as_typed(wanted.notebook, wanted.notebook.name),
     )
 
 
@@ -72,6 +73,11 @@ def _notebook_sha(notebook: Path) -> str:
         return notebook_code_sha(json.loads(notebook.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise InputError(str(notebook), "is no notebook that can be read", "Name a notebook (.ipynb).") from error
+
+
+def look_there(pool: Executor, cases: Sequence[Case]) -> Surroundings:
+    """What the machines of a pool are like, and what they have of the cases' models."""
+    return pool.submit(look_around, of_the_hub(cases)).result()
 
 
 def run(
@@ -112,7 +118,8 @@ def _task(step: Step, wanted: Wanted, folder: Path, surroundings: Surroundings) 
         case=case.resolved(),
         case_path=os.path.abspath(case.path) if case.path else case.id,
         shown=shown_path(case),
-        notebook=str(wanted.source),
+        # The bundled one is where the machine that runs it has it.
+        notebook="" if wanted.notebook is None else str(wanted.source),
         folder=os.path.abspath(step.folder),
         scratch=str(folder),
         foreseen=step.foreseen,

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +28,7 @@ class Here(ThreadPoolExecutor):
     """So many threads, each with a kernel of its own for as long as the executor lasts."""
 
     def __init__(self, jobs: int = 1) -> None:
-        super().__init__(jobs, thread_name_prefix="vsp-report")
+        super().__init__(jobs, thread_name_prefix="vsp-report", initializer=_share_cores, initargs=(jobs,))
         self._jobs = jobs
 
     def __exit__(self, *raised: Any) -> None:
@@ -45,6 +45,23 @@ class Here(ThreadPoolExecutor):
         super().__exit__(*raised)
         kernel.kill_all()
         kernel.go_on()
+
+
+_share = threading.local()
+
+
+def _share_cores(jobs: int) -> None:
+    _share.environment = {} if jobs == 1 else {"OMP_NUM_THREADS": str(_cores_for(jobs))}
+
+
+def environment() -> dict[str, str]:
+    """What a kernel of this thread is started with: of several that compute side by side, each has its cores. Who says
+    how many threads there are to be is obeyed."""
+    return {**getattr(_share, "environment", {}), **os.environ}
+
+
+def _cores_for(jobs: int) -> int:
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _leave_kernel(together: threading.Barrier) -> None:
@@ -64,9 +81,8 @@ def here(jobs: int = 1) -> Iterator[Executor]:
 @contextlib.contextmanager
 def processes(jobs: int) -> Iterator[Executor]:
     """So many processes on this machine, for work that computes in Python itself; its cores are shared out."""
-    each = max(1, (os.cpu_count() or 1) // jobs)
     others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (each,))
+    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (_cores_for(jobs),))
     try:
         yield executor
     except BaseException:
@@ -110,10 +126,5 @@ def cluster(address: str) -> Iterator[Executor]:
         try:
             yield executor
         except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False)  # which cancels what has not begun
             raise
-
-
-def ask(executor: Executor, what: Callable[[], Any]) -> Any:
-    """The answer of where tasks run, which may be another machine than this one."""
-    return executor.submit(what).result()

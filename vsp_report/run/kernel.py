@@ -2,8 +2,8 @@
 
 A kernel belongs to the thread that started it, because the channels to it do. It is made ready before each notebook
 (`resident`) and thrown away after anything out of the ordinary: a failed cell, a timeout, its death, an interrupt,
-something left behind, or after `MAX_USES` notebooks. So a notebook never meets what a failure left, and the worst
-that warmth can cost is the start of a new kernel.
+something left behind, a long rest, or after `MAX_USES` notebooks. So a notebook never meets what a failure left, and
+the worst that warmth can cost is the start of a new kernel.
 
 Papermill's stock engine, under the name nbclient, takes the same notebooks; `--cold` is that.
 
@@ -37,11 +37,14 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.log import logger
 
 from vsp_report.errors import VspError
+from vsp_report.run.executors import environment
 
 ENGINE = "vsp-warm"
 MAX_USES = 50
 START_SECONDS = 120
 PREPARE_SECONDS = 60
+REST_SECONDS = 180
+"""A kernel that nobody has used for so long ends."""
 _PREPARE = "__import__('vsp_report.run.resident', fromlist=['resident']).prepare(get_ipython())"
 _LONGEST_FOLDER = 60
 """The address of a socket has at most 107 bytes; this leaves room for the names below it."""
@@ -67,7 +70,7 @@ class PrivateKernel(AsyncKernelManager):
             if _stopping.is_set():
                 raise Interrupted
         with open(self.folder / "printed", "wb") as printed:
-            await super().start_kernel(**{**words, "stdout": printed, "stderr": printed})
+            await super().start_kernel(**{"env": environment(), **words, "stdout": printed, "stderr": printed})
         with _lock:
             _started[self.folder] = self.pid
         if _stopping.is_set():  # meanwhile
@@ -75,6 +78,7 @@ class PrivateKernel(AsyncKernelManager):
 
     async def cleanup_resources(self, restart: bool = False) -> None:
         await super().cleanup_resources(restart)
+        _is_there(self.folder)  # it rests no more
         with _lock:
             _started.pop(self.folder, None)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -101,6 +105,8 @@ class _ThisPython(KernelSpecManager):
 
 _started: dict[Path, int] = {}
 """Folder and process of every kernel that runs, whichever thread it belongs to."""
+_resting: dict[Path, threading.Timer] = {}
+"""Those of them that wait for a next notebook, until this ends."""
 _lock = threading.Lock()
 _stopping = threading.Event()
 
@@ -117,11 +123,39 @@ def kill_all(*, stop: bool = False) -> None:
     with _lock:
         pids = list(_started.values())
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(pid, signal.SIGKILL)  # it leads its own group: what it started goes with it
-            else:
-                os.kill(pid, signal.SIGTERM)
+        _kill(pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(pid, signal.SIGKILL)  # it leads its own group: what it started goes with it
+        else:
+            os.kill(pid, signal.SIGTERM)
+
+
+def _rest(folder: Path) -> None:
+    """A cluster's workers outlast the run: a model that nobody asks any more must not stay on their GPUs."""
+    timer = threading.Timer(REST_SECONDS, _end_resting, (folder,))
+    timer.daemon = True
+    with _lock:
+        _resting[folder] = timer
+    timer.start()
+
+
+def _end_resting(folder: Path) -> None:
+    with _lock:
+        if _resting.pop(folder, None) is None or (pid := _started.pop(folder, None)) is None:
+            return
+    _kill(pid)
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether a kernel that rested still runs; from now on it rests no more."""
+    with _lock:
+        if (timer := _resting.pop(folder, None)) is not None:
+            timer.cancel()
+        return folder in _started
 
 
 def go_on() -> None:
@@ -204,7 +238,8 @@ def leave() -> None:
 def _ready_kernel(resident: str) -> WarmKernel:
     """This thread's kernel, ready for a notebook; a new one where the old one cannot be trusted."""
     kernel = warm_kernel()
-    if kernel is not None and (kernel.uses >= MAX_USES or kernel.resident != resident):
+    gone = kernel is not None and not _is_there(kernel.manager.folder)
+    if kernel is not None and (gone or kernel.uses >= MAX_USES or kernel.resident != resident):
         discard()
     elif kernel is not None:
         try:
@@ -316,6 +351,8 @@ class WarmEngine(NBClientEngine):
             raise
         if any(_failed(cell) for cell in nb_man.nb.cells):
             discard()
+        else:
+            _rest(kernel.manager.folder)
         return nb_man.nb
 
 

@@ -12,9 +12,10 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +55,15 @@ class Surroundings:
     versions: dict[str, str]
     gpu: str = ""
     """cuda with its architecture, or empty"""
+    found: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    """of models and autoencoders that were asked for by name: what they are there, and whether their weights are; the
+    disk that plans need not have them"""
+
+    def identity(self, name: str) -> str:
+        return self.found[name][0] if name in self.found else identity(name)
+
+    def has(self, name: str) -> bool:
+        return self.found[name][1] if name in self.found else has_weights(name)
 
     def device_class(self, asked: str) -> str:
         """For `auto`, `cpu`, `cuda` or `cuda:1`."""
@@ -79,7 +89,8 @@ class Step(NamedTuple):
 # --- the machine -------------------------------------------------------------------------------------------------
 
 
-def look_around() -> Surroundings:
+def look_around(names: Iterable[str] = ()) -> Surroundings:
+    """This machine; with what it has of these models and autoencoders."""
     versions = {"python": ".".join(platform.python_version_tuple()[:2]), "vsp_report": __version__}
     builds = {}
     for name in COMPUTED_WITH:
@@ -89,7 +100,14 @@ def look_around() -> Surroundings:
             continue
     # 2.13.0+cpu and 2.13.0 are one torch for two kinds of device, and those have their own place in the key.
     versions |= {name: version.partition("+")[0] for name, version in builds.items()}
-    return Surroundings(versions, "" if "+cpu" in builds.get("torch", "+cpu") else _gpu())
+    gpu = "" if "+cpu" in builds.get("torch", "+cpu") else _gpu()
+    return Surroundings(versions, gpu, {name: (identity(name), has_weights(name)) for name in names})
+
+
+def of_the_hub(cases: Iterable[Case]) -> tuple[str, ...]:
+    """The models and autoencoders of cases that are neither bundled nor folders: each machine has its own of them."""
+    names = {name for case in cases for name in (case.model, case.sae)}
+    return tuple(sorted(name for name in names if paths.bundled(name) is None and not Path(name).exists()))
 
 
 def _gpu() -> str:
@@ -108,25 +126,34 @@ def _gpu() -> str:
 
 def foresee(
     case: Case, surroundings: Surroundings, *, notebook_sha: str, device: str | None = None, shown: str = "",
-    site: Path | None = None,
+    notebook: str = "", site: Path | None = None,
 ) -> Provenance:  # fmt: skip
-    """What is known of a recording before it is made. `shown`: the case's file, as a command names it; `site`: where it
-    will be, whose atlases name its latents."""
+    """What is known of a recording before it is made. `shown`: the case's file, as a command names it, and `notebook`,
+    if it is not the bundled one; `site`: where the recording will be, whose atlases name its latents."""
     image = case.image_path
     known = Provenance(
         case_sha=sha_of(case.resolved()),
         image_sha=file_sha(image) if image is not None and image.is_file() else "",
         model=case.model,
-        model_sha=identity(case.model),
+        model_sha=surroundings.identity(case.model),
         sae=case.sae,
-        sae_sha=identity(case.sae),
+        sae_sha=surroundings.identity(case.sae),
         tap=case.tap or "",
         notebook_sha=notebook_sha,
         package_sha=_package_sha(),
         versions=surroundings.versions,
         device_class=surroundings.device_class(device or case.device),
         seed=case.seed,
-        command=" ".join(["vsp-report run", shown or case.id, "--force", *([f"--device {device}"] if device else [])]),
+        command=shlex.join(
+            [
+                "vsp-report",
+                "run",
+                shown or case.id,
+                "--force",
+                *(["--device", device] if device else []),
+                *(["--notebook", notebook] if notebook else []),
+            ]
+        ),
     )
     known_latents = "" if site is None else shelf_sha(site / ATLASES, sae=(case.sae, known.sae_sha))
     key = run_key(
@@ -151,15 +178,31 @@ def identity(name: str) -> str:
     place = paths.bundled(name) or Path(name)
     if place.exists():
         return _files_sha(place.resolve())
-    repo, _, revision = name.partition("@")
+    repo, revision = _of_the_hub(name)
     if _COMMIT.fullmatch(revision):
         return revision
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     try:
-        return (hub / f"models--{repo.replace('/', '--')}" / "refs" / (revision or "main")).read_text().strip()
+        return (repo / "refs" / (revision or "main")).read_text().strip()
     except (OSError, ValueError):
         return ""
+
+
+def _of_the_hub(name: str) -> tuple[Path, str]:
+    """Where the Hub's cache has `OWNER/REPO[/path][@revision]`, and the revision."""
+    said, _, revision = name.partition("@")
+    owner_and_repo = said.split("/")[:2]
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(os.environ.get("HF_HOME") or Path(cache) / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return hub / "--".join(["models", *owner_and_repo]), revision
+
+
+def has_weights(name: str) -> bool:
+    """Whether they are on this disk; a commit alone says which they are, not that they are here."""
+    if paths.bundled(name) is not None or Path(name).exists():
+        return True
+    commit = identity(name)
+    return bool(commit) and (_of_the_hub(name)[0] / "snapshots" / commit).is_dir()
 
 
 @cache
@@ -188,7 +231,7 @@ def unmet(case: Case, surroundings: Surroundings, device: str | None = None) -> 
     image = case.image_path
     missing = {
         "gpu": not surroundings.device_class(device or case.device).startswith("cuda") or not surroundings.gpu,
-        "weights": not (identity(case.model) and identity(case.sae)),
+        "weights": not all(surroundings.has(name) for name in (case.model, case.sae)),
         "image": image is not None and not image.is_file(),
     }
     return [need for need in case.needs if missing[need]]
@@ -206,12 +249,11 @@ def make_plan(
     force: bool = False,
     only_failed: bool = False,
     device: str | None = None,
+    notebook: str = "",
 ) -> list[Step]:
     """One step for each case, those with the same model one after another."""
-    steps = [
-        _step(case, recordings / case.id, surroundings, notebook_sha=notebook_sha, force=force, device=device)
-        for case in cases
-    ]
+    words = {"notebook_sha": notebook_sha, "notebook": notebook, "device": device}
+    steps = [_step(case, recordings / case.id, surroundings, force=force, **words) for case in cases]
     if only_failed:
         steps = [step for step in steps if step.why == FAILED]
     return _grouped(steps)
@@ -221,10 +263,11 @@ FAILED = "its last run failed"
 
 
 def _step(
-    case: Case, folder: Path, surroundings: Surroundings, *, notebook_sha: str, force: bool, device: str | None
-) -> Step:
+    case: Case, folder: Path, surroundings: Surroundings, *, notebook_sha: str, notebook: str, force: bool,
+    device: str | None,
+) -> Step:  # fmt: skip
     foreseen = foresee(case, surroundings, notebook_sha=notebook_sha, device=device, shown=shown_path(case),
-                       site=folder.parent.parent)  # fmt: skip
+                       notebook=notebook, site=folder.parent.parent)  # fmt: skip
     existing = _existing(folder)
     there = recording_sha(folder) if existing is not None else ""
     same_question = existing is not None and existing.asked().computed() == case.computed()
@@ -260,18 +303,23 @@ def _done_or_restate(case: Case, folder: Path, foreseen: Provenance, existing: R
 
 
 def _existing(folder: Path) -> Recording | None:
+    """None for what this version cannot read, its case included: that is run again."""
     try:
-        return load_recording(folder, arrays=False, verify=False)
+        found = load_recording(folder, arrays=False, verify=False)
+        found.asked()
     except InputError:
         return None
+    return found
 
 
 def shown_path(case: Case) -> str:
     """The case's file as a command typed here would name it: no folder of this machine outside the present one."""
-    if case.path is None:
-        return case.id
-    place, here = Path(os.path.abspath(case.path)), Path.cwd()
-    return place.relative_to(here).as_posix() if place.is_relative_to(here) else case.id
+    return case.id if case.path is None else as_typed(case.path, case.id)
+
+
+def as_typed(file: str | Path, otherwise: str) -> str:
+    place, here = Path(os.path.abspath(file)), Path.cwd()
+    return place.relative_to(here).as_posix() if place.is_relative_to(here) else otherwise
 
 
 def _grouped(steps: Sequence[Step]) -> list[Step]:

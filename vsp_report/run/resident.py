@@ -158,7 +158,7 @@ def _fingerprint(module: Any) -> Fingerprint:
         children=tuple(id(child) for child in module.children()),
         methods=(id(own.get("forward")), id(of.forward), id(of.__call__)),
         mode=(module.training, *(p.requires_grad for p in parameters)),
-        tensors=tuple((p.data_ptr(), tuple(p.shape), p._version) for p in parameters),
+        tensors=tuple((t.data_ptr(), tuple(t.shape), t._version) for t in (*parameters, *buffers)),
         numbers=tuple(number for tensor in (*parameters, *buffers) for number in _sampled(tensor)),
     )
 

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vsp_report import errors
+from vsp_report import errors, paths
 from vsp_report.case import make_case
 from vsp_report.errors import InputError, VspError
 from vsp_report.recording import (
@@ -140,12 +140,27 @@ def _do(task: Task, started: float) -> Recording:
         elif stop is not None and recording.status == "ok":
             # Saved, and then something failed. What the notebook says itself of a failure is nearer to it.
             recording = replace(recording, status="error", stop=stop)
+        if recording.status == "error" and (device := _made_elsewhere(task)):
+            fault = f"{recording.stop.message.rstrip('.')}. The recording made on {device} stays."
+            return replace(recording, stop=replace(recording.stop, message=fault))
         if notebook is not None:
             files[NOTEBOOK] = notebook
         return _publish(task, recording, files, started)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         task.step_file.unlink(missing_ok=True)
+
+
+def _made_elsewhere(task: Task) -> str:
+    """The other kind of device that has answered the same question: its recording is worth more than the news that
+    this one cannot. Empty where there is none."""
+    with contextlib.suppress(InputError, OSError):
+        there = load_recording(task.folder, arrays=False, verify=False)
+        asked = make_case(task.case, task.id, task.shown).computed()
+        if there.status == "ok" and there.asked().computed() == asked:
+            device = there.provenance.device_class
+            return device if device != task.foreseen.device_class else ""
+    return ""
 
 
 def _stopped(task: Task, status: Any, stop: Stop | None) -> Recording:
@@ -169,8 +184,10 @@ def _publish(task: Task, recording: Recording, files: dict[str, bytes | Path], s
     if recording.status == "ok" and not (foreseen.model_sha and foreseen.sae_sha):
         # They were fetched by the run itself: only now is it known what they are.
         case = replace(make_case(task.case, task.id, task.shown), path=Path(task.case_path))
-        foreseen = foresee(case, task.surroundings, notebook_sha=foreseen.notebook_sha, device=task.device,
-                           shown=task.shown, site=Path(task.folder).parent.parent)  # fmt: skip
+        now = replace(task.surroundings, found={})
+        known = foresee(case, now, notebook_sha=foreseen.notebook_sha, device=task.device, shown=task.shown,
+                        site=Path(task.folder).parent.parent)  # fmt: skip
+        foreseen = replace(known, command=foreseen.command)
     told, mine = recording.provenance, ("run_key", "notebook_sha", "package_sha", "command")
     filled = {name: getattr(foreseen, name) for name in vars(foreseen) if name in mine or not getattr(told, name)}
     filled |= {"seconds": round(time.monotonic() - started, 3),
@@ -183,6 +200,10 @@ def _publish(task: Task, recording: Recording, files: dict[str, bytes | Path], s
 # --- the notebook ------------------------------------------------------------------------------------------------
 
 
+def bundled_notebook() -> Path:
+    return paths.templates_dir() / "notebooks" / "case.ipynb"
+
+
 def _execute(task: Task, work: Path) -> tuple[Stop | None, bytes | None]:
     """Why the notebook stopped, if it did before its end; and the notebook, as far as it came."""
     import papermill
@@ -191,7 +212,7 @@ def _execute(task: Task, work: Path) -> tuple[Stop | None, bytes | None]:
 
     from vsp_report.run import kernel
 
-    source = Path(task.notebook)
+    source = Path(task.notebook) if task.notebook else bundled_notebook()
     heading, deadline = _Headings(source), time.monotonic() + (task.seconds or 0)
     parameters = {"case_path": task.case_path, "out_dir": str(work / "recording")}
     if task.device and heading.takes(DEVICE):
@@ -238,9 +259,9 @@ def _execute(task: Task, work: Path) -> tuple[Stop | None, bytes | None]:
         notebook = clean.notebook(json.loads(output.read_text(encoding="utf-8")))
     if stop is not None:
         said = stop.message
-        if "CellTimeoutError" in said or "timed out" in said:
+        if task.seconds and said.startswith("CellTimeoutError:"):
             said = f"{task.shown}: it took longer than {task.seconds:g} seconds. Give it more with --timeout."
-        elif "Kernel died" in said or "DeadKernelError" in said:
+        elif said.startswith("DeadKernelError:"):
             said = f"{task.shown}: its kernel died. It may have run out of memory, or crashed."
         stop = replace(stop, message=clean.text(said), traceback=clean.text(stop.traceback))
     return stop, notebook
@@ -302,10 +323,10 @@ class _Clean:
             str(work / "recording"): shown,
             f"{work}{os.sep}": "",
             task.case_path: task.shown,
-            f"{package}{os.sep}": "",
-            f"{here}{os.sep}": "",
-            f"{Path.home()}{os.sep}": f"~{os.sep}",
         }
+        for folder, instead in ((package, ""), (here, ""), (Path.home(), f"~{os.sep}")):
+            if folder != Path(folder.anchor):  # a run from / would take every slash away
+                swaps[f"{folder}{os.sep}"] = instead
         # The longest first: one folder may be inside another.
         self._swaps = sorted(swaps.items(), key=lambda swap: -len(swap[0]))
 
