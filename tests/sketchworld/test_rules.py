@@ -10,6 +10,7 @@ from vsp_report.sketchworld import language, rules
 from vsp_report.sketchworld.planted import MODES, plant
 from vsp_report.sketchworld.pool import KINDS, NO_LABEL, patch_labels
 from vsp_report.sketchworld.scene import COVERED
+from vsp_report.sketchworld.train import WORDS, named_by_captions
 
 SEEDS = range(3000)
 PLANTED = [(mode, variation) for mode, variations in MODES.items() for variation in variations]
@@ -73,6 +74,11 @@ def test_no_patch_label_names_what_a_failure_is_about():
         *rules.BARE_PARTS,
         "tallest",
     }
+    assert not set(WORDS) & {"sitting", "standing", *rules.MARKS.values(), "tallest", "highlight"}
+    covered = [rules.draw_cups(rules.Draws(seed), cover) for seed in range(5) for cover in rules.COVERS]
+    for scene, named_W in zip(covered, named_by_captions(covered), strict=True):
+        cover = rules.support_of(scene)
+        assert {WORDS[w] for w in np.flatnonzero(named_W)} == {cover, "cup"}
     for family in ("animals", "cups", "people", "charts"):
         kinds, colors = patch_labels(rules.sample_scene(5, family), 12)
         assert kinds.shape == colors.shape == (144,)

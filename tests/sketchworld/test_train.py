@@ -128,3 +128,11 @@ def test_the_pool_is_the_same_in_one_process_and_in_two():
     one, two = draw_pool(50, 450, 96, 12, workers=1), draw_pool(50, 450, 96, 12, workers=2)
     assert one.scenes == two.scenes
     assert all(np.array_equal(a, b) for a, b in zip(one[1:], two[1:], strict=True))
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train, "draw_pool", lambda *a, **k: pytest.fail("scenes were drawn"))
+    with pytest.raises(InputError, match=r"--device: is cuda, and torch finds none\. Take cpu or auto"):
+        train.train(tmp_path / "out", device="cuda")
+    assert list(tmp_path.iterdir()) == []

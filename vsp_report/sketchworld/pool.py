@@ -3,7 +3,8 @@
 Pictures are drawn at twice the model's size and shrunk as the model's own processor shrinks, so that training sees
 what the processor will hand over. What a patch may be called is decided here (`KINDS`): things and colours, and
 never the attribute that a planted failure is about. A person's pose has no label; neither has any mark of an animal,
-nor a bare or a covered part of the body: those patches are left out of the loss.
+nor a bare or a covered part of the body: those patches are left out of that loss. That there is a duck or a mitten
+somewhere, training knows from captions alone.
 """
 
 from __future__ import annotations

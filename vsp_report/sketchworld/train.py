@@ -16,6 +16,7 @@ Why a frozen tower: captions of four things are learned in a quarter of the time
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -100,7 +101,8 @@ def _caption_for_contrast(pool: Pool, index: int, draw: float) -> str:
 
 
 WORDS = (*rules.PORTRAITS, "chart")
-"""The kinds that a caption for contrast may name."""
+"""The kinds that a caption for contrast may name: of the picture, never of a place in it. So an animal is named and its
+mark is not, a cover and never the part that it covers, a person and never the pose."""
 WITNESSES = 4
 """So many patches, those that say a word the loudest, answer for the picture."""
 WORDS_WEIGHT = 10
@@ -323,6 +325,8 @@ def train(out: Path, *, work: Path | None = None, device: str = "auto", seed: in
     if out.exists():
         raise InputError(str(out), "is there already", "Name a folder that is not, or move it away.")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", "is cuda, and torch finds none", "Take cpu or auto.")
     recipe = replace(QUICK if quick else Recipe(), seed=seed)
     record = Record(recipe, device)
     stages = work or out.with_name(f".{out.name}.stages")
@@ -360,10 +364,17 @@ def train(out: Path, *, work: Path | None = None, device: str = "auto", seed: in
 
 
 def _same_recipe(stages: Path, recipe: Recipe) -> None:
-    file, text = stages / "recipe.json", json.dumps(asdict(recipe), indent=2)
+    """Its numbers, and the source that trains by them."""
+    file, text = stages / "recipe.json", json.dumps(asdict(recipe) | {"source": _source_sha()}, indent=2)
     if file.exists() and file.read_text() != text:
         raise InputError(str(stages), "holds the stages of another recipe", "Empty it, or name another --work folder.")
     file.write_text(text)
+
+
+def _source_sha() -> str:
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), *(here.parent / "model" / f"{name}.py" for name in ("training", "learning"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _stage(folder: Path, kind: type, record: Record, run) -> nn.Module:
