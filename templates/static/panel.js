@@ -708,7 +708,12 @@
       compared.replaceChildren();
       var found = round.controls;
       if (!found || !round.answered) return;
-      if (!found.changes.length) { compared.append(h("p", { className: "vsp-hint" }, found.why || "No controls could be drawn.")); return; }
+      if (!found.changes.length) {
+        // Without a contrast there are no log-odds to move: it was looked whether controls are answered in other words.
+        var worded = found.flips === null ? "No controls could be drawn." : "Of matched sets of other latents, " + share(found.flips) + " change the answer.";
+        compared.append(h("p", { className: "vsp-hint" }, found.why || worded));
+        return;
+      }
       var change = round.answered.change || 0;
       var low = Math.min(change, 0, Math.min.apply(null, found.changes)), high = Math.max(change, 0, Math.max.apply(null, found.changes));
       var span = high - low || 1;
@@ -719,7 +724,7 @@
       svg.append(s("rect", { x: 198 * (change - low) / span, y: 0, width: 2, height: 24, class: "vsp-mine" }));
       var text = "Change " + signed(change) + "; " + found.changes.length + " matched sets of other latents change it by " +
         signed(Math.min.apply(null, found.changes)) + " to " + signed(Math.max.apply(null, found.changes)) +
-        (found.p === null ? "" : ", p = " + found.p.toPrecision(2)) + (found.flips === null ? "" : "; " + share(found.flips) + " of them turn the answer");
+        (found.p === null ? "" : ", p = " + found.p.toPrecision(2)) + (found.flips === null ? "" : "; " + share(found.flips) + " of them take the log-odds to the other side of zero");
       svg.setAttribute("aria-label", text);
       compared.append(svg, h("p", { className: "vsp-hint" }, text + "."));
     }

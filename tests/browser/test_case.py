@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.browser.chromium import Page
-from tests.render.recordings import classification, full, picture
-from vsp_report.recording import save_recording
+from tests.render.recordings import asked, classification, full, picture
+from vsp_report.recording import ControlDraws, save_recording
 from vsp_report.render import site
 
 CHAIR = "cases/standing-beside-a-chair/index.html"
@@ -215,6 +215,24 @@ def test_a_chart_becomes_a_picture_to_take_away(page: Page, built: Path) -> None
     assert len(buttons) == page.value("document.querySelectorAll('[data-figure]').length") >= 6
     page.value("document.querySelector('[data-png=heatmap]').click()")
     page.wait("+document.querySelector('[data-png=heatmap]').dataset.made > 10000")
+    assert page.logged == []
+
+
+def test_what_controls_were_worded_otherwise_is_played_back(page: Page, tmp_path: Path) -> None:
+    """Without a contrast there are no changes to draw, and it was measured nonetheless."""
+    steered = replace(full().steered[1], change=None, interval=None, p=None,
+                      controls=(ControlDraws("latents", (), 0.05),))  # fmt: skip
+    recording = full(case=asked(contrast=None, steer=None, sweep=None, rephrase=None, expect={}, diagnose=False),
+                     steered=(steered,), swept=(), rephrased=(), minimal=None, diagnosis=None)  # fmt: skip
+    save_recording(tmp_path / "recordings" / "told", recording, {"images/input.png": picture()})
+    assert not site.build(tmp_path / "recordings", tmp_path / "site").faults
+    page.open((tmp_path / "site" / "cases" / "told" / "index.html").as_uri())
+    page.wait("document.querySelector('.vsp-recorded button')")
+    page.value("document.querySelector('.vsp-check input').checked = true")
+    page.value("[...document.querySelectorAll('.vsp-recorded button')].at(-1).click()")
+    compared = "document.querySelector('.vsp-compared').textContent"
+    page.wait(f"{compared} != ''")
+    assert page.value(compared) == "Of matched sets of other latents, 5.0 % change the answer."
     assert page.logged == []
 
 

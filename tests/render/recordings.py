@@ -193,6 +193,30 @@ def full(**changes: Any) -> Recording:
     return replace(recording, **({"arrays": arrays} | changes))
 
 
+def reconstructing(alone: float = 1.0, with_edits: float = 1.4) -> Recording:
+    """A steering that works on the SAE's reconstruction, which by itself has the model say something else."""
+
+    def says(margin: float) -> Answered:
+        return answered("standing" if margin > 0 else "sitting", margin)
+
+    def as_far(change: float) -> float:
+        return (1 + sum(abs(draw - shift) >= abs(change) for draw in changes)) / (1 + len(changes))
+
+    base, clean = full(), answered("sitting", -3.11)
+    shift = alone - clean.margin
+    changes = tuple(float(change) for change in shift + np.random.default_rng(2).normal(0, 0.5, 200))
+    own = with_edits - alone
+    controls = (ControlDraws("latents", changes, 0.005, as_far(own)),)
+    steered = Steered("rebuilt", (EditMade(tuple(range(200, 210)), "set", 0.0, (), "top 10"),), says(with_edits),
+                      "reconstruct", None, shift + own, own, (own - 1.0, own + 1.0), as_far(own),
+                      with_edits > 0, controls)  # fmt: skip
+    doses = tuple(Dose(factor, says(margin)) for factor, margin in ((0.0, with_edits), (2.0, alone + 0.2)))
+    case = asked(steer={"rebuilt": {"mode": "reconstruct", "edits": [{"latents": [200, 201], "set": 0}]}},
+                 sweep={"of": "rebuilt", "factors": [0, 2]}, rephrase=None, expect={})  # fmt: skip
+    return replace(base, case=case, clean=clean, reconstructed=says(alone), steered=(steered,),
+                   swept=(Swept("rebuilt", doses, None),), rephrased=())  # fmt: skip
+
+
 def second() -> Recording:
     """`full`, run again with something else in it: the steering does not correct it any more."""
     base = full()

@@ -10,12 +10,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.render.recordings import EVIL, answered, asked, classification, failed, full, hostile, not_run
+from tests.render.recordings import (
+    EVIL,
+    answered,
+    asked,
+    classification,
+    failed,
+    full,
+    hostile,
+    not_run,
+    reconstructing,
+)
 from vsp_report.case import case_yaml, load_cases, make_case
 from vsp_report.case.files import _read_node
 from vsp_report.case.source import Faults, read_source
-from vsp_report.recording import Answered, Diagnosis, Token
-from vsp_report.render import arms, figures, looking
+from vsp_report.recording import Answered, ControlDraws, Diagnosis, MinimalSet, Token
+from vsp_report.render import arms, charts, figures, index_page, looking, replay
 from vsp_report.render.case_data import script_data
 from vsp_report.render.figures import Table
 from vsp_report.render.labels import Known
@@ -71,6 +81,119 @@ def test_rounds_are_the_steerings_that_stand_on_one_another() -> None:
     # What names nothing or itself ends the sequence.
     assert arms.rounds_of(full(steered=(replace(base[2], onto="absent"),))) == []
     assert len(arms.rounds_of(full(steered=(base[0], replace(base[2], onto=base[2].name))))) == 0
+
+
+def test_a_round_that_leads_to_a_third_answer_has_not_turned_it() -> None:
+    base = full().steered
+    last = replace(base[2], mode="delta", beyond_reconstruction=None, after=answered("a ball", 1.7))
+    recording = full(steered=(base[0], last))
+    drawn = next(one for name, one in figures.figures_of(recording).items() if name.startswith("rounds-"))
+    assert "No round turns the answer to “standing”." in drawn.caption
+    told = json.dumps(charts.spec(drawn.draw()))
+    assert '"side": "right", "says": "neither"' in told and told.count('"says": "wrong"') >= 2
+
+
+# --- what the sign of the log-odds says, and what not ----------------------------------------------------------------
+
+
+def test_the_side_of_the_log_odds_is_not_written_as_what_is_said() -> None:
+    ball = MinimalSet((207, 203), answered("a ball", 1.7), 9)
+    told = case_page(full(minimal=ball)).minimal
+    assert told.startswith("The smallest set found that takes the log-odds to the other side of zero has two latents")
+    assert "the model says “a ball”, which is neither of the two answers (not compared with controls)." in told
+    assert "neither" not in case_page(full()).minimal
+    found = figures.figures_of(full())
+    dose = next(one for name, one in found.items() if name.startswith("dose-"))
+    assert "(not compared with controls). The log-odds cross zero at about 0.25 times their strength." in dose.caption
+    stays = figures.figures_of(full(swept=(replace(full().swept[0], flip_factor=None),)))
+    assert next(one for name, one in stays.items() if name.startswith("dose-")).caption.endswith("one side of zero.")
+    drawn = json.dumps(charts.spec(dose.draw()), ensure_ascii=False)
+    assert "“standing” is likelier" in drawn and "“sitting” is likelier" in drawn and "says “" not in drawn
+    controls = [one.caption for name, one in found.items() if name.startswith("controls-")]
+    assert controls and all("the log-odds" in one and "answer" not in one for one in controls)
+
+
+@pytest.mark.parametrize(
+    ("flips", "said"),
+    [
+        ((0.0, 0.0, 0.0), "None of them takes the log-odds to the other side of zero."),
+        ((0.2, 0.2, 0.2), "Of each kind, 20 % take the log-odds to the other side of zero."),
+        ((0.0, 0.1, 0.0), "The log-odds go to the other side of zero with 10 % (random directions) of them."),
+        ((None, None, None), "untrained SAE"),
+    ],
+)
+def test_controls_are_told_by_what_was_measured_of_them(flips: tuple, said: str) -> None:
+    base = full().steered[1]
+    drawn = tuple(replace(draws, flips=of) for draws, of in zip(base.controls, flips, strict=True))
+    found = figures.figures_of(full(steered=(replace(base, controls=drawn),)))
+    caption = next(one.caption for name, one in found.items() if name.startswith("controls-"))
+    assert said in caption and ("side of zero" in caption) == (flips[0] is not None)
+
+
+def test_rankings_without_a_sign_are_held_against_sizes() -> None:
+    table = case_page(full()).agreements
+    assert [row[:3] for row in table.rows] == [
+        ("attribution", "the effects", 0.94), ("attention", "the size of effects", 0.35)]  # fmt: skip
+
+
+def test_a_line_says_what_it_was_not_compared_with() -> None:
+    lines = {one.name: one.does for one in case_page(full()).arms}
+    assert lines["second-round"].endswith("(not compared with controls)")
+    assert "compared" not in lines["no-chair"] + lines["strongest-ten"] + lines["clean"]
+    everything = replace(full().steered[1], controls=full().steered[1].controls[1:], p=None, interval=None)
+    assert case_page(full(steered=(everything,))).arms[-1].does.endswith("(not compared with matched latents)")
+    worded = replace(everything, change=None, controls=(ControlDraws("latents", (), 0.05),))
+    assert "compared" not in case_page(full(steered=(worded,))).arms[-1].does
+
+
+# --- what the SAE's own error does -----------------------------------------------------------------------------------
+
+
+def test_edits_on_a_reconstruction_are_held_against_it() -> None:
+    made = reconstructing(alone=1.0, with_edits=1.4)
+    page = case_page(made)
+    line = page.arms[-1]
+    assert (line.change, line.interval) == ("+0.40", "−0.60 to +1.40")
+    assert line.does.endswith("; change from what it says reconstructed")
+    # The interval lies around where the steering came to: 1.4 give or take 1, of the longest bar and some room.
+    scale = 3.11 * 1.08
+    assert [line.bar.low, line.bar.high] == pytest.approx([100 * 0.4 / scale, 100 * 2.4 / scale], abs=0.02)
+    (turn,) = page.turns
+    assert (turn.from_name, turn.before_margin, turn.before_tone, turn.same) == (
+        "Through the SAE", "+1.00", "right", True)  # fmt: skip
+    figure = next(one for name, one in page.figures.items() if name.startswith("controls-"))
+    draws = [row[2] for row in figure.table.rows]
+    assert draws[0] == pytest.approx(0.4) and abs(np.mean(draws[1:])) < 0.1
+    assert "the log-odds (line, +0.4)" in figure.caption and "through the SAE with nothing edited" in figure.caption
+    # Of class tokens that are reconstructed too, only the figures are recorded of what it is held against.
+    case = asked(steer={"rebuilt": {"mode": "reconstruct", "cls": True, "edits": [{"latents": [200, 201], "set": 0}]}},
+                 sweep=None, rephrase=None, expect={})  # fmt: skip
+    whole = case_page(replace(made, case=case, swept=()))
+    assert whole.turns == () and whole.arms[-1].change == "+0.40" and whole.arms[-1].bar == line.bar
+    card = index_page.card(made)
+    assert (card.before, card.after, card.margin_before, card.margin_after) == ("sitting", "", 1.0, 1.4)
+
+
+def test_a_panel_plays_a_reconstruction_back_against_itself() -> None:
+    rounds = replay.replay(reconstructing(), "picture.webp")["rounds"]
+    said = {one["label"]: {event["type"]: event for event in one["events"]} for one in rounds}
+    assert said["rebuilt"]["answered"]["change"] == pytest.approx(0.4)
+    assert abs(np.mean(said["rebuilt"]["controls"]["changes"])) < 0.1
+    assert said["rebuilt × 0"]["answered"]["change"] == pytest.approx(0.4)
+    assert said["rebuilt × 2"]["answered"]["change"] == pytest.approx(0.2)
+
+
+def test_from_the_model_to_its_reconstruction_is_no_round() -> None:
+    base = full().steered
+    found = figures.figures_of(full(steered=(base[0], base[2])))
+    rows = next(one for name, one in found.items() if name.startswith("rounds-")).table.rows
+    assert [row[4] for row in rows] == [None, pytest.approx(2.31), None]
+    first = replace(reconstructing().steered[0], name="first")
+    then = replace(first, name="then", onto="first", after=answered("standing", 1.9))
+    rows = next(one for name, one in figures.figures_of(replace(reconstructing(), steered=(first, then))).items()
+                if name.startswith("rounds-")).table.rows  # fmt: skip
+    assert rows[0][1] == "through the SAE, nothing edited"
+    assert [row[4] for row in rows] == [None, pytest.approx(0.4), pytest.approx(0.5)]
 
 
 # --- where it looks --------------------------------------------------------------------------------------------------

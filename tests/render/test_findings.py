@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.render.recordings import answered, asked, classification, failed, full, not_run
-from vsp_report.recording import Answered, EditMade
+from tests.render.recordings import answered, asked, classification, failed, full, not_run, reconstructing
+from vsp_report.recording import Answered, ControlDraws, EditMade
 from vsp_report.render.findings import (
     VERDICTS,
     checks,
@@ -54,6 +54,37 @@ def test_the_headlines_of_other_kinds() -> None:
     assert plain(headline(classification())).startswith(
         "Of seven classes, the picture is nearest to “rabbit” (61 %). Ablating two latents makes it say “duck”"
     )
+
+
+def test_what_the_reconstruction_brings_is_not_the_edits_doing() -> None:
+    said = plain(headline(reconstructing(alone=1.0, with_edits=1.4)))
+    assert "the model says “sitting”, which is wrong. Through the SAE with nothing edited, it says “standing”." in said
+    assert "Ablating ten latents leaves the answer as it is; the log-odds move by +0.4, and " in said
+    as_far = sum(abs(change - 4.11) >= 0.4 for change in reconstructing().steered[0].controls[0].changes)
+    assert as_far > 50 and f"{as_far} of 200 matched controls move them as far" in said
+    # What the edits bring beyond it is theirs.
+    said = plain(headline(reconstructing(alone=-2.0, with_edits=1.4)))
+    assert "edited, it says “sitting”. Ablating ten latents makes it say “standing”: the log-odds move by +3.4" in said
+    # So it does not come before one that puts the answer right by itself.
+    made = reconstructing()
+    both = replace(made, steered=(*made.steered, replace(full().steered[1], p=0.9)))
+    assert headline_steering(both).name == "strongest-ten"
+
+
+def test_what_was_not_compared_is_said() -> None:
+    base = full()
+    alone = replace(base.steered[1], controls=(), p=None, interval=None)
+    told = plain(headline(full(steered=(alone,))))
+    assert told.endswith("the log-odds move by +5.1 (not compared with controls).")
+    others = replace(alone, controls=base.steered[1].controls[1:])  # an edit of all latents has no other latents
+    told = plain(headline(full(steered=(others,))))
+    assert told.endswith("the log-odds move by +5.1 (not compared with matched latents).")
+    worded = replace(alone, change=None, controls=(ControlDraws("latents", (), 0.05),))
+    told = plain(headline(full(steered=(worded,))))
+    assert told.endswith("makes it say “standing”, and 5.0 % of its matched controls change the answer in some way.")
+    worded = replace(worded, controls=(ControlDraws("latents", (), 0.0),))
+    assert plain(headline(full(steered=(worded,)))).endswith("and none of its matched controls changes the answer.")
+    assert "not compared" not in plain(headline(base))
 
 
 def test_a_later_round_is_told_as_one() -> None:

@@ -90,6 +90,7 @@ def test_before_and_after_of_few_and_of_many(count: int) -> None:
     assert len(figure.table.rows) == count and f"{count} cases" in figure.alt
     spec = specification(figure.draw())
     named = [layer["data"] for layer in spec["layer"] if layer.get("data", {}).get("name") == "cases"]
+    assert "wrong" not in figure.caption + figure.alt and "likelier of the two" in figure.caption
     assert named and all(len(data["values"]) == count and "id" in data["values"][0] for data in named)
     alt.Chart.from_dict(spec)  # against the schema, which a build leaves out
 
@@ -119,6 +120,10 @@ def test_the_way_leads_to_every_mode_once() -> None:
         assert f'id="mode-{mode}"' in page and f'href="#mode-{mode}"' in page and name in page
         assert means.replace("'", "&#39;") in page
     assert page.count("<svg") == len(sketches.figures())
+    # What pages say in brief, this one explains.
+    for words in ("not compared with controls", "A control <em>flips</em>", "1 in 201", "are ranked once"):
+        assert words in page
+    assert "might be out" not in page and "the answer turns" not in page
 
 
 def test_kept_cards_are_plain() -> None:

@@ -14,13 +14,18 @@ from typing import Any
 from vsp_report.recording import Answered, Recording, Rephrased, Steered
 from vsp_report.render.findings import (
     Run,
+    base_of,
+    change_of,
     contrast_of,
     headline_steering,
+    margin_before,
     number,
     p_value,
+    rebuilt,
     share,
     steering_words,
     tone,
+    uncompared,
     word_changes,
 )
 
@@ -78,6 +83,7 @@ class Turn:
     before_margin: str
     after_margin: str
     same: bool
+    from_name: str = "Before"
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ def arms_of(recording: Recording) -> tuple[Arm, ...]:
             margin, bar = number(one.margin, 2, True), _bar(one.margin, scale)
             arms.append(Arm(name, does, words, tone(one, contrast), margin, bar))
     best = headline_steering(recording)
-    return (*arms, *(_steered(one, clean, contrast, scale, one is best) for one in recording.steered))
+    return (*arms, *(_steered(recording, one, contrast, scale, one is best) for one in recording.steered))
 
 
 def rephrased_of(recording: Recording) -> tuple[Arm, ...]:
@@ -122,19 +128,21 @@ def _answer(before: Answered | None, after: Answered) -> tuple[Run, ...]:
     return tuple(word_changes(before.text, after.text))
 
 
-def _steered(one: Steered, clean: Answered | None, contrast: Any, scale: float, best: bool) -> Arm:
-    was = clean.margin if clean else None
+def _steered(recording: Recording, one: Steered, contrast: Any, scale: float, best: bool) -> Arm:
+    change, missing, was = change_of(one), uncompared(one), margin_before(recording, one)
     ends = (was + one.interval[0], was + one.interval[1]) if one.interval and was is not None else None
     flips = [draws.flips for draws in one.controls if draws.flips is not None]
     numbers = sorted({n for edit in one.edits if edit.latents != "all" for n in edit.latents})
     return Arm(
         one.name,
-        steering_words(one) + (", reconstructing" if one.mode == "reconstruct" else ""),
-        _answer(clean, one.after),
+        steering_words(one)
+        + ("; change from what it says reconstructed" if rebuilt(one) else "")
+        + (f" ({missing})" if missing else ""),
+        _answer(base_of(recording, one), one.after),
         tone(one.after, contrast),
         number(one.after.margin, 2, True),
         _bar(one.after.margin, scale, ends),
-        number(one.change, 2, True) if one.change is not None else "–",
+        number(change, 2, True) if change is not None else "–",
         f"{number(one.interval[0], 2, True)} to {number(one.interval[1], 2, True)}" if one.interval else "",
         p_value(one.p),
         share(max(flips)) if flips else "–",
@@ -154,19 +162,22 @@ def _rephrased(one: Rephrased, contrast: tuple[str, str] | None, scale: float) -
 
 
 def turns_of(recording: Recording) -> tuple[Turn, ...]:
-    """Every steering against the model as it is, the headline's first. A class is no text: it has none."""
+    """Every steering beside what it is held against, the headline's first; not where that was not recorded. A class is
+    no text: it has none."""
     if recording.clean is None or recording.classified is not None:
         return ()
     best, contrast = headline_steering(recording), contrast_of(recording)
     ordered = sorted(recording.steered, key=lambda one: one is not best)
-    return tuple(_turn(recording.clean, one, contrast) for one in ordered)
+    beside = ((one, base_of(recording, one)) for one in ordered)
+    return tuple(_turn(base, one, contrast) for one, base in beside if base is not None)
 
 
-def _turn(clean: Answered, one: Steered, contrast: tuple[str, str] | None) -> Turn:
-    before, after = differing(clean, one.after)
+def _turn(base: Answered, one: Steered, contrast: tuple[str, str] | None) -> Turn:
+    before, after = differing(base, one.after)
     return Turn(
-        one.name, steering_words(one, named=False), before, after, tone(clean, contrast), tone(one.after, contrast),
-        number(clean.margin, 2, True), number(one.after.margin, 2, True), clean.text.strip() == one.after.text.strip(),
+        one.name, steering_words(one, named=False), before, after, tone(base, contrast), tone(one.after, contrast),
+        number(base.margin, 2, True), number(one.after.margin, 2, True), base.text.strip() == one.after.text.strip(),
+        "Through the SAE" if rebuilt(one) else "Before",
     )  # fmt: skip
 
 

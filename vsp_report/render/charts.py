@@ -134,8 +134,8 @@ def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> 
         shape=_sides(alt.Shape), color=_sides(alt.Color),
     )  # fmt: skip
     zero = _zero().encode(y="zero:Q")
-    sides = [{"side": "right", "at": largest * 0.94, "label": f"says “{contrast[0][:28]}”"},
-             {"side": "wrong", "at": -largest * 0.94, "label": f"says “{contrast[1][:28]}”"}]  # fmt: skip
+    sides = [{"side": "right", "at": largest * 0.94, "label": f"“{contrast[0][:28]}” is likelier"},
+             {"side": "wrong", "at": -largest * 0.94, "label": f"“{contrast[1][:28]}” is likelier"}]  # fmt: skip
     labels = (
         alt.Chart(_rows(sides))
         .mark_text(aria=False, align="right", x="width", fontSize=12)
@@ -143,7 +143,7 @@ def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> 
     )
     layers = [zero, line, points, labels]
     if swept.flip_factor is not None:
-        at = alt.Chart(_rows([{"at": swept.flip_factor, "label": f"turns at {swept.flip_factor:.2g}"}]))
+        at = alt.Chart(_rows([{"at": swept.flip_factor, "label": f"even at {swept.flip_factor:.2g}"}]))
         layers.insert(0, at.mark_rule(aria=False, color=LIGHT["after"], strokeDash=[4, 3]).encode(x="at:Q"))
         named = at.mark_text(aria=False, align="left", dx=5, y=10, color=LIGHT["after"], fontSize=12)
         layers.append(named.encode(x="at:Q", text="label:N"))
@@ -151,7 +151,8 @@ def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> 
 
 
 def rounds(rows: Sequence[dict[str, Any]], contrast: tuple[str, str], description: str) -> alt.TopLevelMixin:
-    """Steerings one on top of the other: rows (round, does, answer, margin, side), from top to bottom."""
+    """Steerings one on top of the other: rows (round, does, answer, margin, side, says), from top to bottom. `side` is
+    that of the log-odds, `says` which of the two answers the model gives, or neither."""
     margins = [row["margin"] for row in rows] + [0.0]
     low, high = min(margins), max(margins)
     pad = 0.16 * max(high - low, 0.2)
@@ -170,16 +171,17 @@ def rounds(rows: Sequence[dict[str, Any]], contrast: tuple[str, str], descriptio
         tooltip=["name:N", "does:N", "answer:N", alt.Tooltip("margin:Q", format="+.2f")],
     )  # fmt: skip
     said = base.mark_text(aria=False, align="left", x="width", dx=12).encode(
-        y=y, text="shown:N", color=_sides(alt.Color)
+        y=y, text="shown:N", color=_sides(alt.Color, "says")
     )
     zero = _zero().encode(x="zero:Q")
     return _framed(alt.layer(zero, line, points, said).properties(width=_ROUNDS_PX, height=44 * len(rows)), description)
 
 
-def _sides(channel: Any) -> Any:
-    """right and wrong: two hues, and two shapes for who sees no hues."""
-    ends = [LIGHT["right"], LIGHT["wrong"]] if channel is alt.Color else ["circle", "square"]
-    return channel("side:N", legend=None, scale=alt.Scale(domain=["right", "wrong"], range=ends))
+def _sides(channel: Any, of: str = "side") -> Any:
+    """right and wrong: two hues, and two shapes for who sees no hues; neither is as ink is."""
+    hues = channel is alt.Color
+    ends = [LIGHT["right"], LIGHT["wrong"], LIGHT["ink"]] if hues else ["circle", "square", "diamond"]
+    return channel(f"{of}:N", legend=None, scale=alt.Scale(domain=["right", "wrong", "neither"], range=ends))
 
 
 def _directions(contrast: tuple[str, str]) -> str:

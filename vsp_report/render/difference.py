@@ -16,7 +16,17 @@ from typing import Any
 from vsp_report.audit.words import figure, mode_name, number
 from vsp_report.errors import InputError
 from vsp_report.recording import Recording, load_recording, recordings_in
-from vsp_report.render.findings import VERDICTS, Run, contrast_of, headline_steering, tone, verdict, word_changes
+from vsp_report.render.findings import (
+    VERDICTS,
+    Run,
+    contrast_of,
+    headline_steering,
+    rebuilt,
+    tone,
+    turns,
+    verdict,
+    word_changes,
+)
 
 TOLERANCE = {"margin": 0.1, "change": 0.1, "p_right": 0.02, "p": 0.02, "flips": 0.02, "collateral": 0.0}
 """How far a figure may stand from what it was: log-odds, then probabilities and shares."""
@@ -30,7 +40,7 @@ KINDS = {
 """What may have become of a case, in the order in which it is told; the same is not told."""
 _METRICS = {
     "answer": "answer", "margin": "log-odds", "change": "change of the log-odds", "p_right": "probability of the right "
-    "answer", "p": "p among controls", "flips": "controls that change the answer",
+    "answer", "p": "p among controls", "flips": "controls that flip",
     "collateral": "other questions whose answer changes", "diagnosis": "failure mode",
 }  # fmt: skip
 _MADE_WITH = ("model", "model_sha", "sae", "sae_sha", "image_sha", "package_sha", "device_class", "dtype", "seed")
@@ -188,9 +198,11 @@ def _kind(one: Side, two: Side, moved: bool) -> str | None:
 def _side(recording: Recording) -> Side:
     named, contrast, best = verdict(recording), contrast_of(recording), headline_steering(recording)
     clean = recording.clean
+    # An answer that the SAE's reconstruction alone brings is not the steering's.
+    after = best.after if best and (not rebuilt(best) or turns(recording, best)) else None
     return Side(
         named, VERDICTS[named][0], clean.text.strip() if clean else "", tone(clean, contrast),
-        best.after.text.strip() if best else "", tone(best.after, contrast) if best else "",
+        after.text.strip() if after else "", tone(after, contrast),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import altair as alt
@@ -19,14 +19,19 @@ from vsp_report.recording import Clustering, ControlDraws, Recording, Steered, S
 from vsp_report.render import charts
 from vsp_report.render.arms import rounds_of
 from vsp_report.render.findings import (
+    base_of,
+    change_of,
+    changes_of,
     contrast_of,
     counted,
     edits_words,
     headline_steering,
     number,
     p_value,
+    rebuilt,
     share,
     tone,
+    turns,
 )
 
 TABLE_ROWS = 60
@@ -127,39 +132,42 @@ def _drawn(steered: Steered) -> list[Any]:
 
 
 def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
-    controls = _drawn(steered)
+    controls = [replace(draws, changes=changes_of(steered, draws)) for draws in _drawn(steered)]
+    change = change_of(steered)
     said = [
         f"{number(min(d.changes), 1, True)} to {number(max(d.changes), 1, True)} ({len(d.changes)} "
         f"{_KINDS[d.kind]}{f', p = {p_value(d.p)}' if d.p is not None else ''})"
         for d in controls
     ]
-    moved = number(steered.change, 1, True)
+    moved = number(change, 1, True)
     ranges = "; ".join(said) + "."
-    rows = [(charts.CONTROL_KINDS[d.kind], n, change) for d in controls for n, change in enumerate(d.changes, 1)]
-    rows = [(f"{steered.name} itself", 0, steered.change), *rows]
+    rows = [(charts.CONTROL_KINDS[d.kind], n, far) for d in controls for n, far in enumerate(d.changes, 1)]
+    rows = [(f"{steered.name} itself", 0, change), *rows]
     also = _flipping(controls)
     description = f"Histogram of the changes that matched controls make; {steered.name} makes {moved}. {ranges}"
     contrast = contrast_of(recording) or ("right", "wrong")
+    against = ", against the model through the SAE with nothing edited" if rebuilt(steered) else ""
     return Figure(
         _id("controls", place, steered.name),
         description,
-        f"How far “{steered.name}” moves the log-odds (line, {moved}), and how far its matched controls (grey) do: "
-        f"{ranges}{also}",
+        f"How far “{steered.name}” moves the log-odds (line, {moved}), and how far its matched controls (grey) do"
+        f"{against}: {ranges}{also}",
         Table(("arm", "draw", "change of the log-odds"), tuple(rows)),
-        lambda: charts.control_histogram(steered.change, controls, description, contrast),
+        lambda: charts.control_histogram(change, controls, description, contrast),
     )
 
 
 def _flipping(controls: Sequence[ControlDraws]) -> str:
+    """How many take the log-odds over zero. What is said then was not asked."""
     flips = {charts.CONTROL_KINDS[d.kind]: d.flips for d in controls if d.flips is not None}
     if not flips:
         return ""
     if not any(flips.values()):
-        return " None of them changes the answer."
+        return " None of them takes the log-odds to the other side of zero."
     if len(flips) > 1 and len(set(flips.values())) == 1:
-        return f" Of each kind, {share(next(iter(flips.values())))} change the answer."
+        return f" Of each kind, {share(next(iter(flips.values())))} take the log-odds to the other side of zero."
     some = [f"{share(of)} ({kind})" for kind, of in flips.items() if of]
-    return f" The answer changes with {' and '.join(some)} of them."
+    return f" The log-odds go to the other side of zero with {' and '.join(some)} of them."
 
 
 def _measured(rounds: Sequence[Steered]) -> bool:
@@ -167,21 +175,22 @@ def _measured(rounds: Sequence[Steered]) -> bool:
 
 
 def _rounds(recording: Recording, rounds: tuple[Steered, ...], place: int) -> Figure:
-    contrast = contrast_of(recording)
-    clean = [("0", "the model as it is", recording.clean)] if recording.clean is not None else []
-    stages = clean + [(str(n), edits_words(one, named=False), one.after)
-                      for n, one in enumerate(rounds, 1)]  # fmt: skip
+    contrast, base = contrast_of(recording), base_of(recording, rounds[0])
+    begins = "through the SAE, nothing edited" if rebuilt(rounds[0]) else "the model as it is"
+    stages = [("0", begins, base)] if base is not None else []
+    stages += [(str(n), edits_words(one, named=False), one.after) for n, one in enumerate(rounds, 1)]
+    # From a round of the model as it is to one of the SAE's reconstruction, the SAE's own error moves something too.
+    bases = [base, *(base_of(recording, one) for one in rounds)][-len(stages) :]
     rows, before = [], None
-    for name, does, answered in stages:
-        moved = None if before is None or answered.margin is None else answered.margin - before
+    for at, (name, does, answered) in enumerate(stages):
+        alike = at and bases[at] is bases[at - 1]
+        moved = answered.margin - before if alike and None not in (answered.margin, before) else None
         rows.append((name, does, answered.text.strip(), answered.margin, moved))
         before = answered.margin
-    was = tone(recording.clean, contrast)
-    turned = next((n for n, one in enumerate(rounds, 1) if tone(one.after, contrast) not in ("", was)), None)
-    said = f"The answer turns in round {turned}." if turned else "The answer does not turn."
+    said = _turning(recording, rounds)
     description = f"Log-odds after each of {counted(len(rounds), 'round')} of steering. {said}"
     drawn = [{"round": row[0], "does": row[1], "answer": row[2][:60], "margin": row[3],
-              "side": tone(stage[2], contrast) or ("right" if (row[3] or 0) > 0 else "wrong")}
+              "side": "right" if row[3] > 0 else "wrong", "says": tone(stage[2], contrast) or "neither"}
              for row, stage in zip(rows, stages, strict=True) if row[3] is not None]  # fmt: skip
     return Figure(
         _id("rounds", place, rounds[-1].name),
@@ -192,18 +201,32 @@ def _rounds(recording: Recording, rounds: tuple[Steered, ...], place: int) -> Fi
     )
 
 
+def _turning(recording: Recording, rounds: Sequence[Steered]) -> str:
+    """In which round the edits bring another of the two answers."""
+    contrast = contrast_of(recording) or ("", "")
+    was = tone(base_of(recording, rounds[0]), contrast)
+    for n, one in enumerate(rounds, 1):
+        if turns(recording, one) and tone(one.after, contrast) not in ("", tone(base_of(recording, one), contrast)):
+            return f"The answer turns in round {n}."
+    right, wrong = (f"“{name}”" for name in contrast)
+    other = {"right": wrong, "wrong": right}.get(was, f"{right} or {wrong}")
+    return f"No round turns the answer to {other}."
+
+
 def _dose(recording: Recording, swept: Swept, place: int) -> Figure:
     contrast = contrast_of(recording)
     rows = [(dose.factor, dose.answered.text, dose.answered.margin, dose.answered.p_right) for dose in swept.doses]
     turn = swept.flip_factor
-    said = f"The answer turns at {turn:.2g} times their strength." if turn is not None else "The answer does not turn."
     margins = [dose.answered.margin for dose in swept.doses if dose.answered.margin is not None]
+    stay = "The log-odds stay on one side of zero." if len(margins) == len(swept.doses) else ""
+    said = stay if turn is None else f"The log-odds cross zero at about {turn:.2g} times their strength."
     span = f" from {number(min(margins), 1, True)} to {number(max(margins), 1, True)}" if margins else ""
     description = f"Line of the log-odds over the strength of the latents of {swept.of}{span}. {said}"
     return Figure(
         _id("dose", place, swept.of),
         description,
-        f"Dose and response: the latents of “{swept.of}” at several strengths. {said}",
+        f"Dose and response: the latents of “{swept.of}” at several strengths (not compared with controls). "
+        f"{said}".rstrip(),
         Table(("strength", "answer", "log-odds", "p of the right answer"), tuple(rows)),
         lambda: charts.dose_response(swept, contrast, description),
     )

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from vsp_report.audit.verdicts import VERDICTS, Checked, checks, verdict
 from vsp_report.audit.words import number, p_value, same_answer, share
 from vsp_report.case.answers import side
-from vsp_report.recording import Answered, EditMade, Recording, Steered
+from vsp_report.recording import Answered, ControlDraws, EditMade, Recording, Steered
 
 __all__ = [
-    "MODES", "VERDICTS", "Checked", "Run", "checks", "contrast_of", "counted", "edit_words", "edits_words", "gerund",
-    "headline", "headline_steering", "mode_of", "number", "p_value", "plain", "round_of", "same_answer", "share",
-    "steering_words", "tone", "verdict", "word_changes",
+    "MODES", "VERDICTS", "Checked", "Run", "base_of", "change_of", "changes_of", "checks", "contrast_of", "counted",
+    "edit_words", "edits_words", "gerund", "headline", "headline_steering", "margin_before", "mode_of", "number",
+    "p_value", "plain", "rebuilt", "round_of", "same_answer", "share", "steering_words", "tone", "turns",
+    "uncompared", "verdict", "word_changes",
 ]  # fmt: skip
 
 MODES = {
@@ -135,14 +136,60 @@ def mode_of(recording: Recording) -> tuple[str, bool]:
     return (believed if believed in MODES else ""), False
 
 
+def rebuilt(one: Steered) -> bool:
+    """Whether its edits stand on the SAE's reconstruction, which has an error of its own."""
+    return one.mode == "reconstruct"
+
+
+def base_of(recording: Recording, one: Steered) -> Answered | None:
+    """What its answer is held against: the model as it is, or where the edits stand on the SAE's reconstruction, the
+    model with that and nothing edited. So the SAE's own error is not taken for the edits' doing. None where that was
+    measured and is not in the recording, as where class tokens are reconstructed too."""
+    if not rebuilt(one):
+        return recording.clean
+    asked = (recording.case.get("steer") or {}).get(one.name) or {}
+    return None if asked.get("cls") else recording.reconstructed
+
+
+def change_of(one: Steered) -> float | None:
+    """By how much its edits move the log-odds, the SAE's own error left out."""
+    return one.change if one.beyond_reconstruction is None else one.beyond_reconstruction
+
+
+def margin_before(recording: Recording, one: Steered) -> float | None:
+    """The log-odds that its edits begin with."""
+    base, change = base_of(recording, one), change_of(one)
+    if base is not None:
+        return base.margin
+    return None if change is None else one.after.margin - change
+
+
+def changes_of(one: Steered, draws: ControlDraws) -> tuple[float, ...]:
+    """The same of its controls: each stands on the same reconstruction."""
+    shift = 0.0 if one.change is None else one.change - change_of(one)
+    return tuple(change - shift for change in draws.changes) if shift else draws.changes
+
+
+def turns(recording: Recording, one: Steered) -> bool:
+    """Whether its edits change what is said."""
+    base = base_of(recording, one) if rebuilt(one) else None
+    return one.flipped if base is None else one.after.text != base.text
+
+
+def uncompared(one: Steered) -> str:
+    """With what a steering could not be compared; empty where matched latents say how far chance goes."""
+    if any(draws.kind == "latents" and (draws.changes or draws.flips is not None) for draws in one.controls):
+        return ""
+    return "not compared with matched latents" if one.controls else "not compared with controls"
+
+
 def headline_steering(recording: Recording) -> Steered | None:
     """The steering that the page opens with: one that puts a wrong answer right, else the strongest."""
     contrast = contrast_of(recording)
-    was = tone(recording.clean, contrast)
 
     def worth(one: Steered) -> tuple[bool, bool, float, float]:
-        repairs = was == "wrong" and tone(one.after, contrast) == "right"
-        return repairs, one.flipped, -(1.0 if one.p is None else one.p), abs(one.change or 0.0)
+        repairs = tone(base_of(recording, one), contrast) == "wrong" and tone(one.after, contrast) == "right"
+        return repairs, turns(recording, one), -(1.0 if one.p is None else one.p), abs(change_of(one) or 0.0)
 
     return max(recording.steered, key=worth, default=None)  # the first of equals
 
@@ -199,6 +246,11 @@ def _steered(recording: Recording) -> Iterator[Run]:
         yield from renamed
         if best is None:
             return
+    turned, change = turns(recording, best), change_of(best)
+    if rebuilt(best) and (base := base_of(recording, best)) is not None:
+        yield Run("Through the SAE with nothing edited, it says ")
+        yield Run(f"“{base.text.strip()}”", tone(base, contrast) or "quote")
+        yield Run(". ")
     done = gerund(edits_words(best, named=False))
     done = done if len(done) < 160 else f"the edits of {best.name}"
     if (round := round_of(recording, best)) > 1:
@@ -206,14 +258,14 @@ def _steered(recording: Recording) -> Iterator[Run]:
         yield Run(done, "effect")
     else:
         yield Run(done[0].upper() + done[1:], "effect")
-    if best.flipped:
+    if turned:
         yield Run(" makes it say ")
         yield Run(f"“{best.after.text.strip()}”", tone(best.after, contrast) or "quote")
     else:
         yield Run(" leaves the answer as it is")
-    if best.change is not None:
-        yield Run(": the log-odds move by " if best.flipped else "; the log-odds move by ")
-        yield Run(number(best.change, 1, signed=True), "effect")
+    if change is not None:
+        yield Run(": the log-odds move by " if turned else "; the log-odds move by ")
+        yield Run(number(change, 1, signed=True), "effect")
     yield from _among_controls(best)
     yield Run(".")
 
@@ -239,15 +291,24 @@ def _rephrased(recording: Recording) -> list[Run]:
 
 
 def _among_controls(steered: Steered) -> Iterator[Run]:
-    """How many of the matched controls do as much, counted back from the p-value that was recorded."""
+    """How many of the matched controls do as much, counted back from the p-value that was recorded; without a contrast,
+    how many are answered in other words. Where there were none, that is said."""
     for draws in steered.controls:
-        if draws.kind == "latents" and draws.p is not None and draws.changes:
+        if draws.kind != "latents":
+            continue
+        if draws.p is not None and draws.changes:
             as_far = max(0, round(draws.p * (1 + len(draws.changes))) - 1)
             many = "none" if as_far == 0 else str(as_far)
             verb = "moves" if as_far < 2 else "move"
             yield Run(f", and {many} of {len(draws.changes)} matched controls {verb} them as far "
                       f"(p\u00a0=\u00a0{p_value(draws.p)})")  # fmt: skip
             return
+        if not draws.changes and draws.flips is not None:
+            yield Run(f", and {share(draws.flips)} of its matched controls change the answer in some way"
+                      if draws.flips else ", and none of its matched controls changes the answer")  # fmt: skip
+            return
+    if missing := uncompared(steered):
+        yield Run(f" ({missing})")
 
 
 def plain(runs: list[Run]) -> str:

@@ -20,10 +20,13 @@ from vsp_report.render.findings import (
     contrast_of,
     headline,
     headline_steering,
+    margin_before,
     mode_of,
     number,
     plain,
+    rebuilt,
     tone,
+    turns,
     verdict,
 )
 
@@ -95,6 +98,8 @@ def card(recording: Recording, thumbnail: str = "") -> Card:
     contrast, case = contrast_of(recording), recording.case
     named, (mode, _) = verdict(recording), mode_of(recording)
     best, clean, stop = headline_steering(recording), recording.clean, recording.stop
+    # An answer that the SAE's reconstruction alone brings is not the steering's.
+    after = best.after if best and (not rebuilt(best) or turns(recording, best)) else None
     return Card(
         id=recording.id,
         title=case["title"],
@@ -110,10 +115,10 @@ def card(recording: Recording, thumbnail: str = "") -> Card:
         prompt=(case.get("prompt") or "").strip() or "Which class is it?",
         before=clean.text.strip() if clean else "",
         before_tone=tone(clean, contrast),
-        after=best.after.text.strip() if best else "",
-        after_tone=tone(best.after, contrast) if best else "",
+        after=after.text.strip() if after else "",
+        after_tone=tone(after, contrast),
         after_name=best.name if best else "",
-        margin_before=clean.margin if clean else None,
+        margin_before=margin_before(recording, best) if best else clean.margin if clean else None,
         margin_after=best.after.margin if best else None,
         stop_step=stop.step if stop else "",
         stop_message=stop.message if stop else "",
@@ -199,25 +204,26 @@ def _turned(cards: Sequence[Card]) -> Figure | None:
     ]
     if len(rows) < 2:
         return None
-    crossed = [row for row in rows if row["before"] < 0 < row["after"]]
+    crossed = sum(row["before"] < 0 < row["after"] for row in rows)
     furthest = max(rows, key=lambda row: abs(row["after"] - row["before"]))
     moved = number(furthest["after"] - furthest["before"], 1, True)
     description = (
-        f"Log-odds of the right answer in {len(rows)} cases, before and after steering; {len(crossed)} of them go from "
-        f"wrong to right. “{furthest['title']}” moves furthest, by {moved}."
+        f"Log-odds of the right answer in {len(rows)} cases, before and after steering; {crossed} of them go from "
+        f"below zero to above. “{furthest['title']}” moves furthest, by {moved}."
     )
     few = len(rows) <= index_charts.MOST_ROWS
     how = (
-        "as the model is (grey), and with the steering that the case's page opens with (colour). Right of the dotted "
-        "line, the right answer is the likelier one."
+        "before (grey), and with the steering that the case's page opens with (colour). Right of the dotted line, the "
+        f"right answer is the likelier of the two: {crossed} of {len(rows)} cross over to it."
         if few
-        else "as the model is, from left to right, and with the steering that the case's page opens with, from bottom "
-        "to top. On the slanted line nothing has changed; in the upper left corner, wrong has become right."
+        else "before, from left to right, and with the steering that the case's page opens with, from bottom to top. "
+        "On the slanted line nothing has changed; in the upper left corner, the right answer has become the likelier "
+        f"of the two: {crossed} of {len(rows)}."
     )
     return Figure(
         "before-after",
         description,
-        f"The log-odds of the right answer in every case, {how} {len(crossed)} of {len(rows)} cross the line.",
+        f"The log-odds of the right answer in every case, {how}",
         Table(("case", "before", "after", "steering"),
               tuple((row["title"], row["before"], row["after"], row["steering"]) for row in rows)),
         lambda: index_charts.turned(rows, description) if few else index_charts.scattered(rows, description),

@@ -32,6 +32,7 @@ from vsp_report.render.findings import (
     plain,
     share,
     steering_words,
+    tone,
     verdict,
 )
 from vsp_report.render.labels import NOTHING, SOURCES, Known, told
@@ -247,8 +248,10 @@ def _without_empty(table: Table) -> Table:
 
 
 def _agreements(recording: Recording) -> Table:
-    head = ("ranked by", "rank correlation with true effects", "slope", "latents measured", "flips after")
-    rows = ((one.by, one.spearman, one.slope, one.measured, one.flips_after) for one in recording.agreements)
+    """Attention and activation have no sign, and are held against the size of the effects."""
+    head = ("ranked by", "held against", "rank correlation", "slope", "latents measured", "flips after")
+    rows = ((one.by, "the effects" if one.by == "attribution" else "the size of effects", one.spearman, one.slope,
+             one.measured, one.flips_after) for one in recording.agreements)  # fmt: skip
     return Table(head, tuple(rows))
 
 
@@ -256,10 +259,13 @@ def _minimal(recording: Recording) -> str:
     one = recording.minimal
     if one is None:
         return ""
-    listed = ", ".join(map(str, one.latents))
+    listed, contrast = ", ".join(map(str, one.latents)), contrast_of(recording)
+    neither = ", which is neither of the two answers" if contrast and not tone(one.after, contrast) else ""
     return (
-        f"The smallest set found that turns the answer has {counted(len(one.latents), 'latent')} ({listed}): with it "
-        f"ablated the model says “{one.after.text.strip()}”. The search took {counted(one.runs, 'run')}."
+        f"The smallest set found that takes the log-odds to the other side of zero has "
+        f"{counted(len(one.latents), 'latent')} ({listed}); with it ablated the model says “{one.after.text.strip()}”"
+        f"{neither} (not compared with controls). "
+        f"The search took {counted(one.runs, 'run')}."
     )
 
 

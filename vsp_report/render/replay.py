@@ -24,7 +24,7 @@ import numpy as np
 
 from vsp_report.recording import Answered, EditMade, Recording, Steered, Swept
 from vsp_report.render.drawn import script_json
-from vsp_report.render.findings import contrast_of
+from vsp_report.render.findings import change_of, changes_of, contrast_of, margin_before
 
 PICTURE = "picture.webp"
 """Beside the page."""
@@ -204,7 +204,7 @@ def _rounds(recording: Recording) -> Iterator[tuple[str, str, list[dict[str, Any
         yield one.name, one.prompt, [], "delta", _events(recording, one.answered, None)
     for one in recording.steered:
         edits = [edit(e.latents, e.op, e.value, e.boxes) for e in edits_of(recording, one)]
-        yield one.name, prompt, edits, one.mode, _events(recording, one.after, one.change, one.name, one)
+        yield one.name, prompt, edits, one.mode, _events(recording, one.after, change_of(one), one.name, one)
     for one in recording.swept:
         of = recording.steering(one.of)
         if of is not None:
@@ -224,7 +224,7 @@ def _doses(recording: Recording, prompt: str, of: Steered, swept: Swept) -> Iter
             if one.latents != "all" and not one.boxes:
                 done |= set(one.latents)
         edits = [edit(e.latents, e.op, e.value, e.boxes) for e in (*before, *scaled)]
-        margins = (dose.answered.margin, recording.clean.margin)
+        margins = (dose.answered.margin, margin_before(recording, of))
         change = None if None in margins else margins[0] - margins[1]
         yield f"{of.name} × {dose.factor:g}", prompt, edits, of.mode, _events(recording, dose.answered, change)
 
@@ -240,5 +240,5 @@ def _events(recording: Recording, one: Answered, change: float | None, name: str
         events.append(odds(one))
     drawn = next((draws for draws in steered.controls if draws.kind == "latents"), None) if steered else None
     if drawn is not None:
-        events.append(controls(drawn.changes, drawn.p, drawn.flips, steered.interval))
+        events.append(controls(changes_of(steered, drawn), drawn.p, drawn.flips, steered.interval))
     return events

@@ -86,18 +86,19 @@ def figures() -> tuple[Sketch, ...]:
         ),
         Sketch(
             "What changes the answer", _arms(),
-            "How much likelier the right answer is than the wrong one: to the right of the middle it wins, to the left "
-            "it loses. The thin line is how far the change might be out.",
+            "How much likelier the right answer is than the wrong one: to the right of the middle the right one is "
+            "likelier, to the left the wrong one. What the model says stands beside it, and may be neither. The thin "
+            "line is how far matched controls reach, laid around the change.",
         ),
         Sketch(
             "Controls", _controls(),
             "The upright line is what the steering does. The grey heap is what as much editing does elsewhere. A line "
-            "far outside of the heap is an effect of these latents; a line inside of it is an effect of editing.",
+            "far outside of the heap is an effect of these latents; a line inside of it may be one of any editing.",
         ),
         Sketch(
             "Dose and response", _dose(),
-            "The same latents made weaker and stronger. Only the points were measured. Where the line crosses the "
-            "middle, the answer turns.",
+            "The same latents made weaker and stronger. Only the points were measured, and no controls beside them. "
+            "Where the line crosses the middle, both answers are as likely.",
         ),
         Sketch(
             "Prediction", _scatter(),
