@@ -164,6 +164,8 @@ def refused(match: str):
         ((1.5,), "set", 0.0, "1.5 is no latent"),
         (("3",), "set", 0.0, "'3' is no latent"),
         ((), "set", 0.0, "Name latents, or write all"),
+        (7, "set", 0.0, r"edits\[0\].latents: is 7. Name latents, or write all."),
+        (None, "set", 0.0, "is None. Name latents, or write all"),
         ("every", "set", 0.0, "Name latents, or write all"),
         ((1,), "zero", 0.0, r"edits\[0\].op: is 'zero'. Write set, scale or add."),
         ((1,), "set", math.nan, r"edits\[0\].value: is nan. Write a finite number."),

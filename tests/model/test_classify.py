@@ -222,6 +222,33 @@ def test_the_last_layer_is_read_through_its_class_token(clip: Clip, sae: Sae) ->
     edit = Steering("s", (Edit("all", "scale", 0.0),), cls=True)
     found = classify(clip, drawn(), PLAIN, sae=sae, tap="vision.-1", steerings=[edit])
     assert found.tap == "vision.5" and np.abs(found["s"].logits_C - found.before.logits_C).max() > 1e-3
+    there = Steering("s", (edit.edits[0], Edit((1,), "set", 9.0, Region(((0, 0, 96, 192),)))), cls=True)
+    with pytest.raises(SteeringError, match=r"s\.edits\[1\]\.where: holds patches"):
+        classify(clip, drawn(), PLAIN, sae=sae, tap="vision.-1", steerings=[there])
+
+
+def test_changes_are_against_the_unedited_row_of_the_same_batch(clip: Clip, sae: Sae, monkeypatch) -> None:
+    """In low precision, rows depend on how many there are: here, by as much as that."""
+    edit = Edit((3, 5), "add", 2.0)
+    steerings = [Steering("one", (edit,)), Steering("two", (Edit((1,), "set", 4.0),))]
+    steerings += [Steering("remade", (edit,), "reconstruct"), Steering("whole", (edit,), "reconstruct", cls=True)]
+    plain = classify(clip, drawn(), PLAIN, sae=sae, steerings=steerings)
+    logits = Clip.logits
+
+    def rounded(self, pixels_BCHW, classes):
+        made = logits(self, pixels_BCHW, classes)
+        return made + 10.0 * len(made) * torch.arange(made.shape[1])
+
+    monkeypatch.setattr(Clip, "logits", rounded)
+    for batch in (1, 4, 32):  # with 4, the last batch is smaller than the first
+        found = classify(clip, drawn(), PLAIN, sae=sae, steerings=steerings, batch=batch)
+        assert found.changes("duck", "fish") == pytest.approx(plain.changes("duck", "fish"), abs=1e-3)
+        assert found.beyond("duck", "fish") == pytest.approx(plain.beyond("duck", "fish"), abs=1e-3)
+    wanted = [one.log_odds("duck", "fish") - plain.before.log_odds("duck", "fish") for one in plain.after]
+    assert plain.changes("duck", "fish") == pytest.approx(wanted, abs=1e-3)
+    assert plain.beyond("duck", "fish")[:2] == [None, None]
+    remade = plain.reconstructed.log_odds("duck", "fish")
+    assert plain.beyond("duck", "fish")[2] == pytest.approx(plain["remade"].log_odds("duck", "fish") - remade, abs=1e-3)
 
 
 @torch.no_grad()

@@ -176,11 +176,30 @@ def test_untrained_is_a_function_of_its_seed():
     trained = make("topk").replace(tap="vision.3")
     a, b, c = (Sae.untrained(seed, like=trained) for seed in (1, 1, 2))
     assert torch.equal(a.W_dec, b.W_dec) and not torch.equal(a.W_dec, c.W_dec)
-    torch.testing.assert_close(a.directions.norm(dim=1), torch.ones(L))
     torch.testing.assert_close(a.W_enc.norm(dim=0), trained.W_enc.norm(dim=0))
     assert (a.architecture, a.k, a.tap, a.d_sae) == ("topk", 4, "vision.3", L)
     assert torch.equal(a.b_dec, trained.b_dec)
     assert Sae.untrained(1, D, L).architecture == "standard"
+
+
+def test_an_untrained_latent_adds_as_much_as_the_trained_one():
+    """Formats that were trained on scaled states have directions as short as the states were made long."""
+    plain = make("topk")
+    trained = plain.on_raw(scale=40.0)
+    control, longer = (Sae.untrained(1, like=one) for one in (trained, plain))
+    torch.testing.assert_close(control.directions.norm(dim=1), trained.directions.norm(dim=1))
+    torch.testing.assert_close(control.directions * 40, longer.directions)
+    torch.testing.assert_close(control.W_enc, longer.W_enc * 40)  # what fires has to do with the encoder alone
+
+
+def test_directions_of_unit_length_but_for_rounding_stay_as_they_were():
+    trained = make("topk")
+    unit = trained.replace(W_dec=(trained.W_dec / trained.W_dec.norm(dim=1, keepdim=True)).half().float())
+    assert 0 < (unit.W_dec.norm(dim=1) - 1).abs().max() < 1e-3
+    generator = torch.Generator().manual_seed(5)
+    plain_LD = torch.randn(L, D, generator=generator)
+    plain_LD /= plain_LD.norm(dim=1, keepdim=True)
+    assert torch.equal(Sae.untrained(5, like=unit).W_dec, plain_LD)
 
 
 def test_quality_in_chunks_is_quality_at_once():

@@ -130,6 +130,15 @@ def test_controls_are_told_by_what_was_measured_of_them(flips: tuple, said: str)
     assert said in caption and ("side of zero" in caption) == (flips[0] is not None)
 
 
+def test_how_active_the_other_latents_are_is_told_where_it_is_known() -> None:
+    base = full().steered[1]
+    drawn = (replace(base.controls[0], mass_ratio=0.6), *base.controls[1:])
+    found = figures.figures_of(full(steered=(replace(base, controls=drawn),)))
+    caption = next(one.caption for name, one in found.items() if name.startswith("controls-"))
+    assert "(200 draws of other latents, 0.6 times as active, p = " in caption and caption.count("as active") == 1
+    assert "as active" not in "".join(one.caption for one in figures.figures_of(full()).values())
+
+
 def test_rankings_without_a_sign_are_held_against_sizes() -> None:
     table = case_page(full()).agreements
     assert [row[:3] for row in table.rows] == [

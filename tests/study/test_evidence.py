@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,15 @@ from PIL.PngImagePlugin import PngImageFile
 from vsp_report import paths
 from vsp_report.case import make_case
 from vsp_report.errors import ImageError, SteeringError, VspError
+from vsp_report.maths.effects import flip_point
 from vsp_report.maths.heatmap import CLUSTERINGS
+from vsp_report.model.checkpoints import save_sae
+from vsp_report.model.sae import Sae
 from vsp_report.recording import NOTEBOOK, comparable, load_recording
-from vsp_report.study import evidence, glance
+from vsp_report.study import evidence, glance, subjects
 from vsp_report.study.inquiry import Inquiry
+from vsp_report.study.observe import load_sae
+from vsp_report.study.steer import steer
 
 CHAIR = {
     "title": "Standing beside a chair",
@@ -91,7 +97,8 @@ def test_probabilities_and_margins_are_of_one_piece(recording) -> None:
         assert np.log(one.p_right / one.p_wrong) == pytest.approx(one.margin, abs=1e-3)
     for one in recording.steered:
         assert one.change == pytest.approx(one.after.margin - recording.clean.margin, abs=1e-4)
-        assert one.flipped == (one.after.text != recording.clean.text)
+        base = recording.reconstructed if one.mode == "reconstruct" else recording.clean
+        assert one.flipped == (one.after.text != base.text)
 
 
 def test_the_heatmap_is_attention_times_activation(recording) -> None:
@@ -138,6 +145,12 @@ def test_a_thing_is_the_patches_that_show_it(inquiry: Inquiry) -> None:
     assert (region == (coverage >= 0.12)).mean() > 0.97
 
 
+def _own(one, draws) -> tuple[float, list[float]]:
+    """What the edits of a steering do and those of its controls, both without the SAE's own error."""
+    own = one.change if one.beyond_reconstruction is None else one.beyond_reconstruction
+    return own, [change - (one.change - own) for change in draws.changes]
+
+
 def test_controls_are_of_every_kind_that_there_can_be(recording) -> None:
     kinds = {one.name: [draws.kind for draws in one.controls] for one in recording.steered}
     assert kinds["strongest"] == ["latents", "directions", "untrained"]
@@ -145,8 +158,13 @@ def test_controls_are_of_every_kind_that_there_can_be(recording) -> None:
     for one in recording.steered:
         for draws in one.controls:
             assert len(draws.changes) == 20 and 0 <= draws.flips <= 1 and draws.p >= 1 / 21
-            as_far = sum(abs(c) >= abs(one.change) - 1e-5 for c in draws.changes)
-            assert draws.p == pytest.approx((1 + as_far) / 21)
+            own, own_N = _own(one, draws)
+            assert draws.p == pytest.approx((1 + sum(abs(c) >= abs(own) - 1e-5 for c in own_N)) / 21)
+            assert (draws.mass_ratio is None) == (draws.kind != "latents")
+        if one.p is not None:
+            own, own_N = _own(one, one.controls[0])
+            reach = sorted(map(abs, own_N))[-1]  # of twenty, the furthest
+            assert one.interval == pytest.approx((own - reach, own + reach)) and one.p == one.controls[0].p
         assert [other.prompt for other in one.collateral] == ["What color is the shirt?"]
 
 
@@ -165,6 +183,20 @@ def test_a_sweep_leaves_at_one_what_it_stands_on(recording) -> None:
     at = {dose.factor: dose.answered.margin for dose in swept.doses}
     assert at[1.0] == pytest.approx(recording.steering("strongest").after.margin, abs=1e-3)
     assert at[0.0] == pytest.approx(recording.steering("again").after.margin, abs=1e-3)
+
+
+def test_strength_one_is_what_a_steering_stands_on_and_not_the_model_as_it_is(inquiry: Inquiry, recording) -> None:
+    """Where an earlier steering, or the SAE, is in place, nothing but this one's own latents is left alone."""
+    at = {one.name: evidence._untouched(inquiry, inquiry.resolved[one.name]) for one in recording.steered}
+    assert at["strongest"] == at["covered"] == recording.clean.margin
+    assert at["again"] == pytest.approx(recording.steering("strongest").after.margin, abs=1e-3)
+    assert at["remade"] == pytest.approx(recording.reconstructed.margin, abs=1e-3)
+    case = make_case({**CHAIR, "sweep": [{"of": "again", "factors": [0.5, 3]}]}, "chair")
+    (swept,) = evidence.sweep(replace(inquiry, case=case, swept=()))
+    low, high = (dose.answered.margin for dose in swept.doses)
+    expected = flip_point([0.5, 1, 3], [low, at["again"], high])
+    assert swept.flip_factor == (None if expected is None else pytest.approx(expected, abs=1e-3))
+    assert expected != flip_point([0.5, 1, 3], [low, recording.clean.margin, high])
 
 
 def test_provenance_says_what_it_was_made_of(recording) -> None:
@@ -199,18 +231,83 @@ def test_a_classification_goes_the_same_way(folder: Path) -> None:
         image={"scene": {"mode": "hidden-cue", "variation": "duck-rabbit", "seed": 1}},
         classify={"classes": ["duck", "rabbit", "goat"], "templates": ["a {}"]},
         contrast={"right": "duck", "wrong": "rabbit"}, controls={"draws": 10},
-        steer={"off": [{"latents": {"top": 8, "by": "attribution", "supports": "wrong"}, "set": 0}]},
+        steer={
+            "off": [{"latents": {"top": 8, "by": "attribution", "supports": "wrong"}, "set": 0}],
+            "remade": {"mode": "reconstruct", "edits": [{"latents": {"top": 3, "by": "activation"}, "set": 0}]},
+        },
         sweep=[{"of": "off", "factors": [0, 1]}],
     )  # fmt: skip
     made = evidence.record(path, folder / "classes")
     assert load_recording(folder / "classes") == made or made.status == "ok"
     assert made.tokens == () and made.heatmap is None and made.arrays.predicting_TP is None
-    assert [one.name for one in made.classified.scores] == ["clean", "reconstructed", "off"]
+    assert [one.name for one in made.classified.scores] == ["clean", "reconstructed", "off", "remade"]
     for one in made.classified.scores:
         assert sum(one.probabilities) == pytest.approx(1)
     assert made.steering("off").change > 0
     assert [draws.kind for draws in made.steering("off").controls] == ["latents", "directions", "untrained"]
     assert made.swept[0].doses[1].answered.margin == pytest.approx(made.clean.margin, abs=1e-4)
+    remade = made.steering("remade")
+    assert remade.change == pytest.approx(remade.after.margin - made.clean.margin, abs=1e-4)
+    assert remade.beyond_reconstruction == pytest.approx(remade.after.margin - made.reconstructed.margin, abs=1e-4)
+
+
+def test_a_classification_at_the_last_layer_is_refused_before_it_is_run(folder: Path) -> None:
+    path = written(
+        folder, "last", model="sketchworld-clip", prompt=None, rephrase=None, tap="vision.5", steer=None, sweep=None,
+        classify={"classes": ["duck", "rabbit"], "templates": ["a {}"]}, controls=None,
+        contrast={"right": "duck", "wrong": "rabbit"},
+    )  # fmt: skip
+    with pytest.raises(SteeringError) as caught:
+        evidence.open_case(path, folder / "last")
+    assert str(caught.value) == (
+        "vision.5: is the last layer of sketchworld-clip, whose patches nobody reads, and a case edits patches. "
+        "Take a layer below."
+    )
+
+
+def test_what_the_sae_destroys_is_not_taken_for_what_edits_do(folder: Path) -> None:
+    """Through an SAE that was never trained the answer is another one, whatever is edited or nothing at all."""
+    untrained = Sae.untrained(0, like=load_sae("sketchworld/vision.3"))
+    save_sae(untrained.replace(name="untrained"), folder / "untrained")
+    top = {"latents": {"top": 3, "by": "activation"}}
+    path = written(
+        folder, "destroyed", sae=str(folder / "untrained"), sweep=None, rephrase=None, controls={"draws": 20},
+        steer={"nothing": {"mode": "reconstruct", "edits": [top | {"scale": 1}]},
+               "class-too": {"mode": "reconstruct", "cls": True, "edits": [top | {"scale": 1}]},
+               "some": {"mode": "reconstruct", "edits": [top | {"set": 0}]}},
+    )  # fmt: skip
+    inquiry = evidence.open_case(path, folder / "destroyed")
+    evidence.look(inquiry)
+    clean, remade = inquiry.clean, inquiry.reconstructed
+    assert clean.text != remade.text and (clean.margin > 0) != (remade.margin > 0)
+    nothing, class_too, some = evidence.steer_all(inquiry)
+    for one in (nothing, class_too):
+        assert abs(one.change) > 1 and one.beyond_reconstruction == pytest.approx(0, abs=1e-4)
+        assert one.p == 1 and not one.flipped and one.interval[0] <= 0 <= one.interval[1]
+        assert [draws.kind for draws in one.controls] == ["latents", "directions", "untrained"]
+        assert all(draws.flips == 0 and draws.p == 1 for draws in one.controls)
+    assert some.beyond_reconstruction == pytest.approx(some.after.margin - remade.margin, abs=1e-4)
+    assert some.flipped == (some.after.text != remade.text)
+    for draws in some.controls:
+        over = [(clean.margin + change > 0) != (remade.margin > 0) for change in draws.changes]
+        assert draws.flips == pytest.approx(np.mean(over))
+
+
+def test_a_change_is_that_of_its_own_batch(inquiry: Inquiry, monkeypatch) -> None:
+    """In low precision two batches do not begin from the same margin."""
+
+    def steered(*args, **kwargs):
+        made = steer(*args, **kwargs)
+        after = tuple(replace(one, change=one.change + 0.5, log_odds=one.log_odds + 0.75) for one in made.after)
+        return replace(made, after=after)
+
+    monkeypatch.setattr(subjects, "steer", steered)
+    found = inquiry.subject.answers([inquiry.resolved["strongest"].steering])
+    assert found.changes[0] == pytest.approx(found.after[0].margin - found.clean.margin - 0.25)
+    assert found.changes[0] == pytest.approx(inquiry.steered[0].change + 0.5, abs=1e-4)
+    case = make_case({**CHAIR, "controls": {"draws": 0}}, "chair")
+    again = evidence.steer_all(replace(inquiry, case=case, resolved={}))
+    assert again[0].change == pytest.approx(inquiry.steered[0].change + 0.5, abs=1e-4)
 
 
 def test_a_case_without_a_contrast_is_measured_in_words(folder: Path) -> None:

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import vsp_report
 from tests.model.tiny_families import FAMILIES, picture, tiny
@@ -18,7 +20,8 @@ from vsp_report.model.sae import Sae
 from vsp_report.model.steering import see_states
 from vsp_report.model.taps import Tap
 from vsp_report.model.vlm import Vlm, load_vlm
-from vsp_report.study.observe import Observation, load_sae, observe
+from vsp_report.study.observe import Observation, _texts, load_sae, observe
+from vsp_report.study.subjects import said_texts
 
 PROMPT = "what is the person doing ?"
 
@@ -134,6 +137,49 @@ def test_the_public_names_are_found_late() -> None:
     code = "import sys; from vsp_report import Steering, Edit, Region, Contrast; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+def _of_bytes(kind: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """A tokenizer that has a token for each byte and a few words, and a text with characters of two to four of them."""
+    if kind == "bytes as letters":
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        made = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+        return tokenizer, tokenizer(TEXT)["input_ids"]
+    names = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁a", "▁cup", "▁"]
+    made = Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, [], byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    words = [names.index({"a": "▁a", "cup": "▁cup"}[word]) if word.isascii() else None for word in TEXT.split(" ")]
+    ids = []
+    for word, number in zip(TEXT.split(" "), words, strict=True):
+        ids += [number] if number is not None else [258, *word.encode()]
+    return PreTrainedTokenizerFast(tokenizer_object=made), ids
+
+
+TEXT = "a cup é€ 😀😁 a 茶 cup"
+
+
+@pytest.mark.parametrize("kind", ["bytes as letters", "bytes as tokens"])
+@pytest.mark.parametrize("told", [_texts, said_texts])
+def test_a_character_of_several_tokens_is_told_whole_with_the_last_of_them(told, kind: str) -> None:
+    tokenizer, ids = _of_bytes(kind)
+    texts = told(tokenizer, ids)
+    assert len(texts) == len(ids) and "".join(texts).strip() == TEXT and "\ufffd" not in "".join(texts)
+    assert [text for text in texts if not text.isascii()] == list("é€😀😁茶")
+    assert texts[-1] in ("p", " cup")
+
+
+@pytest.mark.parametrize("told", [_texts, said_texts])
+def test_an_answer_that_is_cut_within_a_character_shows_that_it_is(told) -> None:
+    tokenizer, ids = _of_bytes("bytes as letters")
+    at = len("a cup é€ ".encode())
+    assert told(tokenizer, ids[: at + 2])[at - 1 :] == [" ", "", "\ufffd"]
+    assert told(tokenizer, []) == []
 
 
 BAD = {

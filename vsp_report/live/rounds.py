@@ -123,7 +123,7 @@ class Sitting:
         steering = resolved and resolved.steering
         if isinstance(inquiry.subject, Asking):
             looked = self._looked(inquiry.subject)
-            before, answered, change = _say(inquiry.subject, looked, steering, tell, stop)
+            before, answered, change, shift = _say(inquiry.subject, looked, steering, tell, stop)
             tell(replay.answered(answered, change))
             if stop():
                 raise Stopped
@@ -137,22 +137,23 @@ class Sitting:
         else:
             found = inquiry.subject.answers([steering] if steering else [])
             before, answered = found.clean, found.after[0] if steering else found.clean
-            change = None if before.margin is None or not steering else answered.margin - before.margin
+            change, shift = _moved(found.changes[0], found.beyond[0]) if steering else (None, 0.0)
             scores = found.scores[-1] if steering else found.scores[0]
             tell(replay.answered(answered, change, inquiry.subject.classes.of.classes, scores.probabilities))
         p = None
         if run.controls and resolved is not None:
-            p = self._compare(inquiry, case, resolved, change, run.controls, tell, stop)
+            p = self._compare(inquiry, case, resolved, (change, shift), run.controls, tell, stop)
         self.known[_key(run)] = Seen(before, answered if steering else None, p)
         while len(self.known) > KEPT:
             del self.known[next(iter(self.known))]
         tell({"type": "done", "ms": round(1000 * (time.perf_counter() - began), 1)})
 
-    def _compare(self, inquiry: Inquiry, case: Case, resolved: Resolved, change: float | None, draws: int, tell: Tell,
-                 stop: Callable[[], bool]) -> float | None:  # fmt: skip
+    def _compare(self, inquiry: Inquiry, case: Case, resolved: Resolved, moved: tuple[float | None, float], draws: int,
+                 tell: Tell, stop: Callable[[], bool]) -> float | None:  # fmt: skip
+        change, shift = moved
         margin = inquiry.subject.answers([]).clean.margin if inquiry.clean is None else inquiry.clean.margin
         judged = Judged(resolved, evidence._where(inquiry, resolved), change)
-        others = matched_steerings(inquiry.ranks, judged, draws, case.seed)
+        others = matched_steerings(inquiry.ranks, judged, draws, case.seed).steerings
         if margin is None or change is None or not others:
             why = "There is no contrast to compare on." if margin is None else "There are too few other latents."
             tell({"type": "controls", "changes": [], "p": None, "flips": None, "interval": None, "why": why})
@@ -161,10 +162,10 @@ class Sitting:
         for start in range(0, len(others), CHUNK):
             if stop():
                 raise Stopped
-            changes += map(float, inquiry.subject.changes(others[start : start + CHUNK]))
+            changes += map(float, inquiry.subject.changes(others[start : start + CHUNK]) - shift)
         rounded = tuple(round(one, 6) for one in changes)
         p = permutation_p(change, changes)
-        tell(replay.controls(rounded, p, flip_share(margin, changes), beyond_controls(change, rounded)))
+        tell(replay.controls(rounded, p, flip_share(margin + shift, changes), beyond_controls(change, rounded)))
         return p
 
     def _looked(self, subject: Asking) -> Looked:
@@ -269,15 +270,21 @@ def _resolved(inquiry: Inquiry, case: Case) -> Resolved | None:
 
 def _say(
     subject: Asking, looked: Looked, steering: Steering | None, tell: Tell, stop: Callable[[], bool]
-) -> tuple[Answered, Answered, float | None]:
-    """What it says as it is and steered, and how far that moved the contrast."""
+) -> tuple[Answered, Answered, float | None, float]:
+    """What it says as it is and steered, how far the edits moved the contrast, and how far the SAE's own error did."""
     row = 0 if steering is None else 2 if steering.mode == "reconstruct" else 1
     spoken = _as(Speaking, subject.vlm, row=row, tell=tell, stop=stop)
     said = _steered(subject, spoken, looked, steering, subject.contrast)
     before = _answered(subject.vlm, said.before)
     if steering is None:
-        return before, before, None
-    return before, _answered(subject.vlm, said.after[0]), said.after[0].change
+        return before, before, None, 0.0
+    steered = said.after[0]
+    return before, _answered(subject.vlm, steered), *_moved(steered.change, steered.beyond_reconstruction)
+
+
+def _moved(change: float | None, beyond: float | None) -> tuple[float | None, float]:
+    """What the edits do, and what is the error of reconstructing."""
+    return (change, 0.0) if beyond is None else (beyond, change - beyond)
 
 
 def _steered(subject: Asking, vlm: Vlm, looked: Looked, steering: Steering | None, contrast: Any) -> Any:

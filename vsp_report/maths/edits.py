@@ -122,7 +122,7 @@ def check(steering: Steering, d_sae: int) -> None:
             raise SteeringError(f"{place}.value", f"is {edit.value!r}", "Write a finite number.")
         if isinstance(edit.latents, str) and edit.latents == ALL:
             continue
-        if isinstance(edit.latents, str) or not len(edit.latents):
+        if not _names_some(edit.latents):
             raise SteeringError(f"{place}.latents", f"is {edit.latents!r}", f"Name latents, or write {ALL}.")
         for latent in edit.latents:
             if not _is_index(latent, d_sae):
@@ -132,6 +132,13 @@ def check(steering: Steering, d_sae: int) -> None:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _names_some(latents: Any) -> bool:
+    try:
+        return not isinstance(latents, str) and len(latents) > 0
+    except TypeError:  # one number, as (7) without its comma is
+        return False
 
 
 def _is_index(value: Any, n: int) -> bool:

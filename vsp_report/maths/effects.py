@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -39,52 +39,99 @@ def average_precision(scores_NK: np.ndarray, there_N: np.ndarray) -> np.ndarray:
 
 NEAREST = 16
 """Each control latent is drawn from this many that are most like the one it stands for."""
-
-
+FEWEST = 19
+"""With fewer sets to compare with, nothing can be sure at 5 %. A single latent has as many sets as there are latents
+to draw from, so it is given this many."""
+TRIES = 20
+"""So many draws are made for each set that is wanted. Where there are few different ones, that finds all of them."""
 ROUNDING = 1e-5
+
+T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """Latents that are edited together, and what they are like in the part of the picture where that is done."""
+
+    chosen: Sequence[int]
+    mass_L: np.ndarray
+    """the sum of each latent's activations there; 0 for one that is silent"""
+    frequency_L: np.ndarray
+    seed: int
+    living_L: np.ndarray | None = None
+    """for edits that act on silent latents too: those that are known to be active somewhere, of which as many silent
+    ones as were chosen are drawn. None: what is chosen and silent has no counterpart"""
 
 
 class Matched(NamedTuple):
-    """Sets of latents that stand in for a chosen one."""
+    """Sets of latents that stand in for chosen ones."""
 
-    sets: tuple[tuple[int, ...], ...]
-    mass_ratio: float
-    """mean activation mass of a set against the chosen latents'; 1 is a perfect match, below 1 is weaker"""
+    sets: tuple[tuple[tuple[int, ...], ...], ...]
+    """no two of them the same; in each, the latents of every part"""
+    mass_ratio: float | None
+    """mean activation mass of a set against the chosen latents'; 1 is a perfect match, below 1 is weaker, None where
+    there are no sets or nothing that was chosen is active"""
 
 
-def matched_sets(
-    chosen: Sequence[int], mass_L: np.ndarray, frequency_L: np.ndarray, draws: int, seed: int,
-    apart_from: Sequence[int] = (),
-) -> Matched:  # fmt: skip
-    """`draws` random sets of active latents, each latent like one of `chosen` in activation mass and frequency.
+def matched_sets(parts: Sequence[Part], draws: int, apart_from: Sequence[int] = ()) -> Matched:
+    """At most `draws` random sets of latents, each active one like one of those chosen in activation mass and
+    frequency, all of them different: the same set drawn twice is one control and not two.
 
-    `mass_L` and `frequency_L` are 0 for latents that are not active in the image, and those are never drawn; nor are
-    the chosen ones, nor `apart_from`. Likeness is measured in logarithms, mass against its spread and frequency
-    against its own. No sets where there are not enough others.
+    The chosen latents of all parts are never drawn, nor `apart_from`. Likeness is measured in logarithms, mass against
+    its spread and frequency against its own. No sets where there are not enough others for some part.
     """
-    mass_L, frequency_L = np.asarray(mass_L, float), np.asarray(frequency_L, float)
-    taken = {int(k) for k in (*chosen, *apart_from)}
-    pool = np.array([k for k in np.flatnonzero(mass_L > 0) if int(k) not in taken], int)
-    # One that is not active in the image has no counterpart to match: an edit of it acts on zeros.
-    real = [int(k) for k in chosen if mass_L[k] > 0]
-    if not real or len(pool) < 2 * len(real):
-        return Matched((), math.nan)
-    spread = [max(float(np.log(x_L[pool]).std()), 1e-9) for x_L in (mass_L, frequency_L)]
-    nearest = []
+    taken = {int(k) for part in parts for k in part.chosen} | {int(k) for k in apart_from}
+    replaced = sum(part.mass_L[k] > 0 or part.living_L is not None for part in parts for k in part.chosen)
+    if not replaced:
+        return Matched((), None)
+    nearest = max(NEAREST, min(FEWEST, draws)) if replaced == 1 else NEAREST
+    draws = min(draws, nearest) if replaced == 1 else draws
+    sets = distinct(zip(*(_drawn(part, taken, nearest) for part in parts), strict=False), draws)
+    mine = sum(float(part.mass_L[k]) for part in parts for k in part.chosen)
+    theirs = [sum(float(part.mass_L[k]) for part, one in zip(parts, drawn, strict=True) for k in one) for drawn in sets]
+    return Matched(tuple(sets), float(np.mean(theirs)) / mine if sets and mine else None)
+
+
+def distinct(drawn: Iterable[T], count: int) -> list[T]:
+    """So many different ones, in the order in which they come first; fewer where there hardly are others."""
+    found: dict[T, None] = {}
+    for one in itertools.islice(drawn, TRIES * count):
+        found.setdefault(one)
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def _drawn(part: Part, taken: set[int], nearest: int) -> Iterator[tuple[int, ...]]:
+    """Sets for one part, without end and with repetitions; none where there are not enough others."""
+    mass_L, frequency_L = np.asarray(part.mass_L, float), np.asarray(part.frequency_L, float)
+    # One that is silent in the picture has no counterpart among the active ones.
+    real = [int(k) for k in part.chosen if mass_L[k] > 0]
+    silent = len(part.chosen) - len(real) if part.living_L is not None else 0
+    pool = _untaken(mass_L > 0, taken)
+    quiet = _untaken(part.living_L & (mass_L == 0), taken) if silent else pool[:0]
+    if len(pool) < 2 * len(real) or len(quiet) < 2 * silent or (len(part.chosen) and not (real or silent)):
+        return
+    order = []
+    if real:
+        spread = [max(float(np.log(x_L[pool]).std()), 1e-9) for x_L in (mass_L, frequency_L)]
     for latent in real:
         apart = sum(np.abs(np.log(x_L[pool] / x_L[latent])) / wide
                     for x_L, wide in zip((mass_L, frequency_L), spread, strict=True))  # fmt: skip
-        nearest.append(pool[np.argsort(apart, kind="stable")])
-    generator, sets = np.random.default_rng(seed), []
-    for _ in range(draws):
+        order.append(pool[np.argsort(apart, kind="stable")])
+    generator = np.random.default_rng(part.seed)
+    while True:
         drawn: list[int] = []
         # In an order of chance, so that no latent always has first choice.
         for place in generator.permutation(len(real)):
-            free = [int(k) for k in nearest[place][: NEAREST + len(drawn)] if int(k) not in drawn][:NEAREST]
+            free = [int(k) for k in order[place][: nearest + len(drawn)] if int(k) not in drawn][:nearest]
             drawn.append(free[int(generator.integers(len(free)))])
-        sets.append(tuple(sorted(drawn)))
-    masses = [mass_L[list(s)].sum() for s in sets]
-    return Matched(tuple(sets), float(np.mean(masses) / mass_L[real].sum()) if sets else math.nan)
+        if silent:
+            drawn += generator.choice(quiet, silent, replace=False).tolist()
+        yield tuple(sorted(drawn))
+
+
+def _untaken(among_L: np.ndarray, taken: set[int]) -> np.ndarray:
+    return np.array([k for k in np.flatnonzero(among_L) if int(k) not in taken], int)
 
 
 def permutation_p(change: float, controls_N: Sequence[float]) -> float | None:

@@ -7,7 +7,8 @@ are a softmax over its likeness to each class, at the temperature that the model
 
 CLIP reads the class token of the last layer and nothing else, while LLaVA reads the patches of a layer below it: a tap
 that counts in both is the same module in both, so that one SAE serves them. At the last layer an edit of patches
-would be read by nobody, and is refused.
+would be read by nobody, and is refused. Changes are taken against the unedited row of the same batch, because in low
+precision a row depends on how many there are.
 
 Axes: B rows (the unedited one first), C classes, E width of an embedding, S sites, D width of the tower.
 """
@@ -173,6 +174,16 @@ class Scores:
         return float(self.logits_C[self.classes.index(right)] - self.logits_C[self.classes.index(wrong)])
 
 
+class Shift(NamedTuple):
+    """Scores of one batch before and after."""
+
+    before: Scores
+    after: Scores
+
+    def of(self, right: str, wrong: str) -> float:
+        return self.after.log_odds(right, wrong) - self.before.log_odds(right, wrong)
+
+
 @dataclass(frozen=True, eq=False)
 class Classified:
     tap: str | None
@@ -181,6 +192,19 @@ class Classified:
     """reconstructed, nothing edited; None where no steering reconstructs"""
     after: tuple[Scores, ...]
     """one for each steering, in their order"""
+    unedited: tuple[Scores, ...] = ()
+    """for each steering, the unedited row of its batch"""
+    errors: tuple[Shift | None, ...] = ()
+    """for each steering that reconstructs, what that does by itself"""
+
+    def changes(self, right: str, wrong: str) -> list[float]:
+        """How far each steering moves the log-odds."""
+        return [Shift(*pair).of(right, wrong) for pair in zip(self.unedited, self.after, strict=True)]
+
+    def beyond(self, right: str, wrong: str) -> list[float | None]:
+        """The same without the SAE's own error; None where nothing is reconstructed."""
+        pairs = zip(self.changes(right, wrong), self.errors, strict=True)
+        return [None if error is None else change - error.of(right, wrong) for change, error in pairs]
 
     def __getitem__(self, name: str) -> Scores:
         if (found := next((one for one in self.after if one.name == name), None)) is None:
@@ -221,7 +245,7 @@ def classify(
     codes = editor.codes(states[0, sites.rows_S])
     remade = sorted({steering.cls for steering in steerings if steering.mode == "reconstruct"})
     rows = [*(Row.baseline(sites, cls) for cls in remade), *(Row.of(steering, sites) for steering in steerings)]
-    before, scored = None, []
+    unedited, scored = [], []
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]
         states_BSD = states.repeat(1 + len(some), 1, 1)
@@ -230,8 +254,10 @@ def classify(
         with places.starting_from(clip, {tap: states_BSD}):
             logits_BC = clip.logits(pixels_BCHW.expand(len(states_BSD), -1, -1, -1), classes)
         first, *others = _scores([BEFORE, *(row.name for row in some)], logits_BC, classes)
-        before, scored = before or first, scored + others
-    return Classified(str(tap), before, scored[0] if remade else None, tuple(scored[len(remade) :]))
+        unedited, scored = unedited + [first] * len(others), scored + others
+    n, errors = len(remade), dict(zip(remade, map(Shift, unedited, scored), strict=False))
+    own = tuple(errors[steering.cls] if steering.mode == "reconstruct" else None for steering in steerings)
+    return Classified(str(tap), unedited[0], scored[0] if n else None, tuple(scored[n:]), tuple(unedited[n:]), own)
 
 
 def _scores(names: Sequence[str], logits_BC: torch.Tensor, classes: Classes) -> list[Scores]:
@@ -254,13 +280,23 @@ def _placed(clip: Clip, sae: Sae | None, tap: Tap | str | None, steerings: Seque
     names = [steering.name for steering in steerings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SteeringError(twice[0], f"names {names.count(twice[0])} steerings", "Give each a name of its own.")
-    at_last = tap.layer == len(places.layers_at(clip, "vision")) - 1
     for steering in steerings:
         formulas.check(steering, sae.d_sae)
-        if at_last and not steering.cls:
+        if not is_last(clip, tap):
+            continue
+        if not steering.cls:
             fault = f"at {tap} {clip.name} reads its class token alone; {steering.name} edits the patches"
             raise SteeringError(tap, fault, "Take a layer below, or set cls.")
+        for e, edit in enumerate(steering.edits):
+            if edit.where is not None:
+                fault = f"holds patches, and at {tap} {clip.name} reads its class token alone"
+                raise SteeringError(f"{steering.name}.edits[{e}].where", fault, "Take a layer below, or leave it out.")
     return tap
+
+
+def is_last(clip: Clip, tap: Tap) -> bool:
+    """Whether nothing of this tap is read but its class token."""
+    return tap.layer == len(places.layers_at(clip, "vision")) - 1
 
 
 # --- loading -------------------------------------------------------------------------------------------------------

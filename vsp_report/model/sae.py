@@ -24,6 +24,7 @@ ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryosh
 THRESHOLDED = ("batchtopk", "jumprelu", "matryoshka")
 NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")
 EPSILON = 1e-5  # of layer_norm; the value SAELens and ViT-Prisma train with
+UNIT = 0.01  # a direction is of unit length if it differs by less; half precision alone makes 2e-4
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_gate", "r_mag", "b_mag")
 
 
@@ -253,7 +254,8 @@ class Sae(torch.nn.Module):
         """The control: random unit directions with a tied encoder, the same for a seed on every machine.
 
         With `like`, all that decides how many latents fire (k, thresholds, biases, the length of each
-        encoder column) is copied from it, so that only the directions are untrained.
+        encoder column) and how much one unit of a latent adds (the length of each direction) is copied
+        from it, so that only the directions are untrained.
         """
         D, L = (like.d_in, like.d_sae) if like is not None else (d_in, d_sae)
         generator = torch.Generator().manual_seed(seed)
@@ -265,6 +267,9 @@ class Sae(torch.nn.Module):
             return cls(kind, W_enc=W_enc, W_dec=W_dec, k=k, name="untrained", provenance=source)
         lengths_L = like.W_enc.float().norm(dim=0).cpu()
         W_enc = (W_dec.T * lengths_L).to(like.W_enc)
+        units_L = like.W_dec.float().norm(dim=1).cpu()
+        # What is of unit length but for its rounding is made of unit length.
+        W_dec *= torch.where((units_L - 1).abs() > UNIT, units_L, 1.0)[:, None]
         return like.replace(
             W_enc=W_enc, W_dec=W_dec.to(like.W_dec), name=f"{like.name} untrained".strip(), provenance=source
         )

@@ -213,11 +213,15 @@ class ControlDraws:
 
     kind: ControlKind
     changes: tuple[float, ...]
-    """of the margin, one for each draw"""
+    """of the margin, one for each draw, against the clean run"""
     flips: float | None = None
     """the share of draws that change the answer"""
     p: float | None = None
-    """(1 + draws at least as far) / (1 + draws): never zero"""
+    """(1 + draws at least as far) / (1 + draws): never zero. In reconstruct mode, without the SAE's own error on both
+    sides"""
+    mass_ratio: float | None = None
+    """of other latents: their activation on this image against that of those they stand for, 1 for as active; None in
+    a recording from before it was kept"""
 
 
 @dataclass(frozen=True)
@@ -261,11 +265,11 @@ class Steered:
     beyond_reconstruction: float | None = None
     """the same against "reconstructed, nothing edited": without the SAE's own error"""
     interval: tuple[float, float] | None = None
-    """of the change, 95 %"""
+    """of the change, 95 %; in reconstruct mode of `beyond_reconstruction`"""
     p: float | None = None
-    """of the change among matched latents"""
+    """of the same among matched latents"""
     flipped: bool = False
-    """whether the answer differs from the clean one"""
+    """whether the answer differs from the clean one; in reconstruct mode, from the reconstructed one"""
     controls: tuple[ControlDraws, ...] = ()
     collateral: tuple[Collateral, ...] = ()
 

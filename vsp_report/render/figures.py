@@ -136,7 +136,7 @@ def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
     change = change_of(steered)
     said = [
         f"{number(min(d.changes), 1, True)} to {number(max(d.changes), 1, True)} ({len(d.changes)} "
-        f"{_KINDS[d.kind]}{f', p = {p_value(d.p)}' if d.p is not None else ''})"
+        f"{_KINDS[d.kind]}{_activity(d)}{f', p = {p_value(d.p)}' if d.p is not None else ''})"
         for d in controls
     ]
     moved = number(change, 1, True)
@@ -155,6 +155,11 @@ def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
         Table(("arm", "draw", "change of the log-odds"), tuple(rows)),
         lambda: charts.control_histogram(change, controls, description, contrast),
     )
+
+
+def _activity(draws: ControlDraws) -> str:
+    """How good a match they are: where a case takes the most active latents, all others are less active."""
+    return "" if draws.mass_ratio is None else f", {draws.mass_ratio:.2g} times as active"
 
 
 def _flipping(controls: Sequence[ControlDraws]) -> str:

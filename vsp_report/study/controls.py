@@ -1,13 +1,19 @@
 """Controls: what a steering is compared with, so that an effect is the steering's own.
 
     latents      other latents that are active in this picture, matched in activation mass and frequency one by one;
-                 the p-value and the interval of a steering are taken among these
+                 the p-value and the interval of a steering are taken among these. For latents that are silent where
+                 they are set or added to, others that are silent there and are known to live
     directions   the steering's own change of the states, turned into random directions: as large on every patch
     untrained    the same words of the case, put to SAEs that were never trained: as many latents, found the same way
 
 All are scored on the contrast alone; nothing is said. A draw flips the answer if it takes the contrast's margin to the
 other side of zero. The last two kinds are there to be looked at, and each draw of the third needs an SAE of its own,
 so of them at most `FEW` are drawn: with 39 the largest change of all is one in forty.
+
+No set of latents is drawn twice, so that where there are few different ones there are fewer draws than were asked for.
+
+A steering that reconstructs puts the SAE's own error into the model besides its edits. Every control of it stands on
+the same reconstruction, and what is compared is what the edits add to that.
 
 Without a contrast there is nothing to score: then at most `SPOKEN` sets of matched latents are drawn, the model says
 its answer under each, and a draw flips the answer if it is worded differently.
@@ -22,12 +28,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vsp_report import case as asked
 from vsp_report.maths.edits import ALL, Steering
-from vsp_report.maths.effects import flip_share, matched_sets, permutation_p
+from vsp_report.maths.effects import Part, flip_share, matched_sets, permutation_p
 from vsp_report.model.attribution import Attribution
 from vsp_report.model.bench import turned
 from vsp_report.model.sae import Sae
@@ -46,6 +53,20 @@ class Judged:
     resolved: Resolved
     inside: tuple[np.ndarray | None, ...]
     change: float | None
+    beyond: float | None = None
+    """of a steering that reconstructs: the change without the SAE's own error"""
+    base: str | None = None
+    """of one that reconstructs: what is said through the SAE with nothing edited"""
+
+    @property
+    def own(self) -> float | None:
+        """What the edits do."""
+        return self.change if self.beyond is None else self.beyond
+
+    @property
+    def shift(self) -> float:
+        """What the SAE's own error does."""
+        return 0.0 if self.beyond is None else self.change - self.beyond
 
 
 def draw_controls(
@@ -66,80 +87,103 @@ def draw_controls(
             if drawn := _other_latents(subject, ranks, one, wanted.draws, margin, seed):
                 kinds["latents"] = drawn
     few = min(FEW, wanted.draws)
+    seeds = range(seed, seed + few)
     if margin is not None and subject.bench is not None:
         if "directions" in wanted.kinds:
             for one, kinds in zip(judged, found, strict=True):
-                change_SD = subject.bench.change(one.resolved.steering)
-                changes_N = subject.bench.shifts(turned(change_SD, range(seed, seed + few)))
+                still_SD = _still(subject, one)
+                edits_SD = subject.bench.change(one.resolved.steering) - still_SD
+                changes_N = subject.bench.shifts(still_SD + way_SD for way_SD in turned(edits_SD, seeds))
                 kinds["directions"] = _scored("directions", one, changes_N, margin)
         if "untrained" in wanted.kinds:
-            drawn = _untrained(subject, ranks, seen, judged, few, seed)
+            drawn = _untrained(subject, ranks, seen, judged, seeds)
             for kinds, one, changes_N in zip(found, judged, drawn, strict=True):
                 kinds["untrained"] = _scored("untrained", one, changes_N, margin)
     return [tuple(kinds[kind] for kind in wanted.kinds if kind in kinds) for kinds in found]
 
 
-def _scored(kind: str, one: Judged, changes_N: np.ndarray, margin: float) -> ControlDraws:
-    changes = tuple(round(float(change), 6) for change in changes_N)
-    return ControlDraws(kind, changes, flip_share(margin, changes_N), permutation_p(one.change, changes_N))
+def _scored(
+    kind: str, one: Judged, changes_N: np.ndarray, margin: float, mass_ratio: float | None = None
+) -> ControlDraws:
+    own_N = changes_N - one.shift
+    flips, p = flip_share(margin + one.shift, own_N), permutation_p(one.own, own_N)
+    return ControlDraws(kind, tuple(round(float(change), 6) for change in changes_N), flips, p, mass_ratio)
+
+
+def _still(subject: Subject, one: Judged) -> Any:
+    """(S, D): what a steering adds to the states with nothing edited: nothing, or the SAE's own error."""
+    steering = one.resolved.steering
+    return subject.bench.change(Steering("nothing", (), steering.mode, steering.cls))
 
 
 # --- other latents -----------------------------------------------------------------------------------------------
+
+
+class Others(NamedTuple):
+    """The same operations on matched latents."""
+
+    steerings: list[Steering]
+    mass_ratio: float | None
+    """their mean activation mass against that of those they stand for"""
 
 
 def _other_latents(
     subject: Subject, ranks: Rankings, one: Judged, draws: int, margin: float | None, seed: int
 ) -> ControlDraws | None:
     draws = draws if margin is not None else min(draws, SPOKEN)
-    steerings = matched_steerings(ranks, one, draws, seed)
-    if not steerings:
+    others, mass_ratio = matched_steerings(ranks, one, draws, seed)
+    if not others:
         return None
     if margin is None:
-        clean, *said = subject.says(steerings)
-        return ControlDraws("latents", (), sum(text != clean for text in said) / len(said))
-    return _scored("latents", one, subject.changes(steerings), margin)
+        clean, *said = subject.says(others)
+        base = clean if one.base is None else one.base
+        return ControlDraws("latents", (), sum(text != base for text in said) / len(said), mass_ratio=mass_ratio)
+    return _scored("latents", one, subject.changes(others), margin, mass_ratio)
 
 
-def matched_steerings(ranks: Rankings, one: Judged, draws: int, seed: int) -> list[Steering]:
-    """The same operations on matched latents, edit by edit; none where an edit has no counterpart."""
-    resolved, sets = one.resolved, []
+def matched_steerings(ranks: Rankings, one: Judged, draws: int, seed: int) -> Others:
+    """At most so many, edit by edit, all different; none where an edit has no counterpart."""
+    resolved, parts, idle = one.resolved, [], []
     for place, (edit, inside_P) in enumerate(zip(resolved.steering.edits, one.inside, strict=True)):
         if edit.latents == ALL:
-            return []
+            return Others([], None)
         there = ranks.within(inside_P)
+        on_silent = (edit.op == "set" and edit.value != 0) or edit.op == "add"
         active = [k for k in edit.latents if there.mass_L[k] > 0]
-        drawn = matched_sets(
-            active, there.mass_L, there.frequency_L, draws, seed + 1000 * place, apart_from=resolved.latents
-        ).sets
-        acts_on_nothing = edit.op == "scale" or (edit.op == "set" and edit.value == 0)
-        if not drawn and (active or not acts_on_nothing):
-            return []
         # An edit that does nothing, because none of its latents is active, is left as it is.
-        sets.append(drawn or (edit.latents,) * draws)
-    if all(drawn[0] == edit.latents for drawn, edit in zip(sets, resolved.steering.edits, strict=True)):
-        return []
-    return [resolved.with_latents(f"control {n}", [drawn[n] for drawn in sets]) for n in range(draws)]
+        idle.append(not active and not on_silent)
+        parts.append(Part(edit.latents if on_silent else active, there.mass_L, there.frequency_L, seed + 1000 * place,
+                          ranks.alive_L if on_silent else None))  # fmt: skip
+    sets, mass_ratio = matched_sets(parts, draws, apart_from=resolved.latents)
+    steerings = []
+    for n, drawn in enumerate(sets):
+        chosen = [edit.latents if left else other
+                  for edit, left, other in zip(resolved.steering.edits, idle, drawn, strict=True)]  # fmt: skip
+        steerings.append(resolved.with_latents(f"control {n}", chosen))
+    return Others(steerings, mass_ratio)
 
 
 # --- an SAE that was never trained -------------------------------------------------------------------------------
 
 
 def _untrained(
-    subject: Subject, ranks: Rankings, seen: Attribution | None, judged: Sequence[Judged], draws: int, seed: int
+    subject: Subject, ranks: Rankings, seen: Attribution | None, judged: Sequence[Judged], seeds: Sequence[int]
 ) -> list[np.ndarray]:
     """How far each steering moves the contrast, once for each untrained SAE."""
     bench, patches = subject.bench, np.flatnonzero(~subject.bench.sites.class_S)
     if ranks.latents_PL.shape[0] != len(patches):  # a connector with outputs that are made of no patch
         return [np.zeros(0) for _ in judged]
     moved: list[list[float]] = [[] for _ in judged]
-    for n in range(draws):
-        sae = Sae.untrained(seed + n, like=subject.sae)
+    stills = [_still(subject, one) for one in judged]
+    for seed in seeds:
+        sae = Sae.untrained(seed, like=subject.sae)
         effects_L = None if seen is None else replace(seen, sae=sae).effects().double().cpu().numpy()
         theirs = replace(ranks, latents_PL=bench.latents(sae)[patches], effects_L=effects_L)
         changes = []
-        for one in judged:
+        for one, still_SD in zip(judged, stills, strict=True):
             sets: list[Latents] = stand_ins(one.resolved, ranks, theirs, one.inside)
-            changes.append(bench.change(one.resolved.with_latents("untrained", sets), sae))
+            steering = replace(one.resolved.with_latents("untrained", sets), mode="delta")
+            changes.append(still_SD + bench.change(steering, sae))
         for changes_N, value in zip(moved, bench.shifts(changes), strict=True):
             changes_N.append(float(value))
     return [np.array(changes_N) for changes_N in moved]

@@ -233,10 +233,10 @@ def steer_all(inquiry: Inquiry) -> tuple[Steered, ...]:
     if found.scores:
         classes = case.classify
         inquiry.classified = Classified(classes.classes, classes.templates, found.scores)
-    margin = inquiry.clean.margin
-    for one, after in zip(resolved, found.after, strict=True):
-        change = None if margin is None else after.margin - found.clean.margin
-        judged.append(Judged(one, _where(inquiry, one), change))
+    margin, rebuilt = inquiry.clean.margin, _rebuilt(inquiry, resolved)
+    for one, change, beyond in zip(resolved, found.changes, found.beyond, strict=True):
+        base = rebuilt[one.steering.cls] if one.steering.mode == "reconstruct" else None
+        judged.append(Judged(one, _where(inquiry, one), change, beyond, base and base.text))
     # What controls add comes later: a failure among them leaves the steerings themselves recorded.
     steered = [_steered(inquiry, one, after) for one, after in zip(judged, found.after, strict=True)]
     inquiry.steered = tuple(steered)
@@ -250,17 +250,28 @@ def steer_all(inquiry: Inquiry) -> tuple[Steered, ...]:
     return inquiry.steered
 
 
+def _rebuilt(inquiry: Inquiry, resolved: Sequence[Resolved]) -> dict[bool, Answered]:
+    """The model through the SAE with nothing edited, which steerings that reconstruct are held against; class tokens
+    left as they are, or not."""
+    found = {False: inquiry.reconstructed}
+    if any(one.steering.mode == "reconstruct" and one.steering.cls for one in resolved):
+        everything = Steering("reconstructed, class tokens too", (), "reconstruct", cls=True)
+        found[True] = inquiry.subject.answers([everything]).after[0]
+    return found
+
+
 def _steered(inquiry: Inquiry, one: Judged, after: Answered, controls: tuple = (), collateral: tuple = ()) -> Steered:
+    """p and the interval are of what the edits do, and so is whether the answer has flipped: of a steering that
+    reconstructs, without the SAE's own error."""
     asked_for = one.resolved.asked
     among = next((draws for draws in controls if draws.kind == "latents" and draws.changes), None)
-    remade = one.change is not None and asked_for.mode == "reconstruct"
     return Steered(
         name=asked_for.name, edits=one.resolved.made, after=after, mode=asked_for.mode, onto=asked_for.onto,
-        change=one.change,
-        beyond_reconstruction=after.margin - inquiry.reconstructed.margin if remade else None,
-        interval=beyond_controls(one.change, among.changes) if among else None,
+        change=one.change, beyond_reconstruction=one.beyond,
+        interval=beyond_controls(one.own, np.array(among.changes) - one.shift) if among else None,
         p=among.p if among else None,
-        flipped=after.text != inquiry.clean.text, controls=controls, collateral=collateral,
+        flipped=after.text != (inquiry.clean.text if one.base is None else one.base), controls=controls,
+        collateral=collateral,
     )  # fmt: skip
 
 
@@ -329,10 +340,18 @@ def sweep(inquiry: Inquiry) -> tuple[Swept, ...]:
         after = inquiry.subject.answers(steerings).after
         doses = tuple(Dose(factor, answered) for factor, answered in zip(one.factors, after, strict=True))
         margins = [answered.margin for answered in after]
-        flip = None if None in margins else flip_point([*one.factors, 1.0], [*margins, inquiry.clean.margin])
+        flip = None if None in margins else flip_point([*one.factors, 1.0], [*margins, _untouched(inquiry, of)])
         found.append(Swept(one.of, doses, flip))
         inquiry.swept = tuple(found)
     return inquiry.swept
+
+
+def _untouched(inquiry: Inquiry, of: Resolved) -> float:
+    """The margin at strength 1: that of the model as it is, or with what an earlier steering does, through the SAE."""
+    as_it_is = inquiry.clean.margin
+    if of.steering.mode == "delta" and len(of.steering.edits) == len(of.asked.edits):
+        return as_it_is
+    return as_it_is + float(inquiry.subject.changes([_at(of, 1.0)])[0])
 
 
 def _at(of: Resolved, factor: float) -> Steering:

@@ -123,8 +123,8 @@ class Inquiry:
         looked = self.looked
         answered_T = np.array([one.kind == "answer" for one in looked.tokens], bool)[:, None]
         attention_TP = np.where(answered_T, looked.predicting_TP, looked.own_TP)
-        labels = self.atlas and self.atlas.by_label
-        return Rankings(looked.latents_PL, looked.tokens, attention_TP, self.effects_L, self.clusters, labels)
+        labels, living_L = (None, None) if self.atlas is None else (self.atlas.by_label, self.atlas.alive_L)
+        return Rankings(looked.latents_PL, looked.tokens, attention_TP, self.effects_L, self.clusters, labels, living_L)
 
     @property
     def clusters(self) -> dict[int, tuple[int, ...]]:

@@ -164,12 +164,22 @@ def _tokens(
 
 
 def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the one before it: by itself, it might lose the space that it begins with."""
-    texts = []
-    for k, token in enumerate(ids):
-        before, both = (
-            tokenizer.decode(part, clean_up_tokenization_spaces=False)
-            for part in (list(ids[max(k - 1, 0) : k]), list(ids[max(k - 1, 0) : k + 1]))
-        )
-        texts.append(both[len(before) :] if both.startswith(before) else tokenizer.decode([token]))
+    """What each token adds to the one before it: by itself, it might lose the space that it begins with. A character of
+    several tokens is the last one's."""
+
+    def decoded(start: int, stop: int) -> str:
+        return tokenizer.decode(list(ids[start:stop]), clean_up_tokenization_spaces=False)
+
+    texts, last, first, told = [], 0, 0, 0  # of the tokens from `first` on, all but half a character is told
+    for k in range(len(ids)):
+        before, both = decoded(last, first), decoded(last, k + 1)
+        whole = both[len(before) :] if both.startswith(before) else decoded(first, k + 1)
+        sure = without_half(whole) if k + 1 < len(ids) else whole
+        texts.append(sure[told:])
+        last, first, told = (first, k + 1, 0) if sure == whole else (last, first, max(told, len(sure)))
     return texts
+
+
+def without_half(text: str) -> str:
+    """A text without the beginning of a character at its end, which decoders show as U+FFFD until the rest is there."""
+    return text.rstrip("\ufffd")

@@ -42,6 +42,13 @@ class Rankings:
     """of this case's heatmap: their latents"""
     labels: Mapping[str, tuple[int, ...]] | None = None
     """of the atlas; None where there is no atlas"""
+    living_L: np.ndarray | None = None
+    """those that some picture of the atlas activates; None where there is no atlas"""
+
+    @cached_property
+    def alive_L(self) -> np.ndarray:
+        """Those that are known to be active somewhere: in the atlas' pictures, or in this one."""
+        return self.mass_L > 0 if self.living_L is None else (self.mass_L > 0) | self.living_L
 
     @cached_property
     def mass_L(self) -> np.ndarray:

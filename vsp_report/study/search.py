@@ -9,8 +9,9 @@
 A search takes the best of many, so what it finds has to be compared with more than random latents:
 
     matched     as many other latents, as active and as widespread, the same done to them
-    as_hard     the same search in SAEs that were never trained: the best of all their latents. If those of the trained
-                one were as good as any directions, their search would be one among these
+    as_hard     one round of the same search in SAEs that were never trained: the best of all their latents, ranked
+                once. If those of the trained one were as good as any directions, what was found would be one among
+                these
     reach       the same for answers that nobody claims: the likeliest others where right and wrong part, but for those
                 that the model gives when it sees nothing, which whatever is taken away leads to
     apart       where in the picture the latents are that pull towards the right answer, beside those that speak for
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vsp_report.maths.edits import ALL, Edit, Steering
-from vsp_report.maths.effects import matched_sets
+from vsp_report.maths.effects import Part, matched_sets
 from vsp_report.model.bench import Bench
 from vsp_report.model.sae import Sae
 from vsp_report.recording import Answered
@@ -221,19 +222,18 @@ class Search:
     # -- comparing ----------------------------------------------------------------------------------
 
     def matched(self, edits: Edits, draws: int = DRAWS) -> list[Edits]:
-        """The same done to as many other latents, as active and as widespread; none where there are too few."""
-        parts = []
-        for place, latents in enumerate(edits):
-            sets = matched_sets(latents, self.ranks.mass_L, self.ranks.frequency_L, draws, self.seed + 1000 * place,
-                                apart_from=edits.latents).sets  # fmt: skip
-            if latents and not sets:
-                return []
-            parts.append(sets or ((),) * draws)
-        return [Edits(*chosen) for chosen in zip(*parts, strict=True)]
+        """The same done to as many other latents, as active and as widespread, no two of them the same; fewer where
+        there are no more, and none where there are too few."""
+        return [Edits(*chosen) for chosen in matched_sets(self._parts(edits), draws).sets]
+
+    def _parts(self, groups: Sequence[Sequence[int]]) -> list[Part]:
+        return [Part(latents, self.ranks.mass_L, self.ranks.frequency_L, self.seed + 1000 * place)
+                for place, latents in enumerate(groups)]  # fmt: skip
 
     def as_hard(self, edits: Edits, draws: int = DRAWS) -> tuple[float, np.ndarray]:
-        """How far these edits take the right answer against all else, and (N,) how far the same search takes it with
-        latents of SAEs that were never trained: as many of each kind, the best of all that are active there.
+        """How far these edits take the right answer against all else, and (N,) how far one round of the same search
+        takes it with latents of SAEs that were never trained: as many of each kind, the best of all that are active
+        there. Those are ranked once, with nothing edited; the edits here may come of several rounds, each ranked anew.
 
         Against all else, because a question that has many answers is easily driven from one to any other. Where the
         right answer and the wrong one do not part, it is how far the margin moves.
@@ -288,17 +288,11 @@ class Search:
         if not self.splits or not edits.ablated:
             return None
         pulls_L = self._pulls([self.bench.parting[0]], Edits(edits.ablated))[0]
-        showing, mass_L = strongest(-pulls_L, SHOWING), self.ranks.mass_L
-        others: list[list[int]] = [[] for _ in range(DRAWS)]
-        for place, latent in enumerate(showing):
-            drawn = matched_sets([latent], mass_L, self.ranks.frequency_L, DRAWS, self.seed + 1000 * place,
-                                 apart_from=(*showing, *edits.ablated)).sets  # fmt: skip
-            if not drawn:
-                return None
-            for one, (other,) in zip(others, drawn, strict=True):
-                one.append(other)
-        if not showing:
+        showing = strongest(-pulls_L, SHOWING)
+        drawn = matched_sets(self._parts([(latent,) for latent in showing]), DRAWS, apart_from=edits.ablated).sets
+        if not drawn:
             return None
+        others = [[other for (other,) in one] for one in drawn]
         wrong_P, weights = self._map(edits.ablated), [-pulls_L[k] for k in showing]
         overlaps = [_cosine(wrong_P, self._map(one, weights)) for one in (showing, *others)]
         return Apart(overlaps[0], tuple(overlaps[1:]))

@@ -11,7 +11,6 @@ names, sizes and times of its files. A warm kernel so keeps them from case to ca
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -36,7 +35,7 @@ from vsp_report.model.steering import Said, tap_of
 from vsp_report.model.taps import resolve
 from vsp_report.model.vlm import Vlm, load_vlm
 from vsp_report.recording import Answered, ClassScores, Token, file_sha, folder_sha
-from vsp_report.study.observe import load_sae, observe
+from vsp_report.study.observe import load_sae, observe, without_half
 from vsp_report.study.steer import steer
 
 RECONSTRUCTED = Steering("reconstructed", (), mode="reconstruct")
@@ -60,6 +59,10 @@ class Answers(NamedTuple):
     clean: Answered
     reconstructed: Answered | None
     after: tuple[Answered, ...]
+    changes: tuple[float | None, ...]
+    """of the margin by each steering, against the unedited row of its batch; None without a contrast"""
+    beyond: tuple[float | None, ...]
+    """the same without the SAE's own error; None where nothing is reconstructed"""
     scores: tuple[ClassScores, ...] = ()
     """of a classification: clean, reconstructed, and every steering"""
 
@@ -113,7 +116,8 @@ class Asking:
             self._answered(one, *chances)
             for one, chances in zip((said.before, said.reconstructed, *said.after[:-1]), probabilities, strict=True)
         ]
-        return Answers(found[0], found[1], tuple(found[2:]))
+        moved = [(one.change, one.beyond_reconstruction) for one in said.after[:-1]]
+        return Answers(found[0], found[1], tuple(found[2:]), *(zip(*moved, strict=True) if moved else ((), ())))
 
     def changes(self, steerings: Sequence[Steering]) -> np.ndarray:
         if self.bench is None:
@@ -155,9 +159,14 @@ class Asking:
 
 
 def said_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Token by token, each with the space in front that it brings."""
-    whole = [tokenizer.decode(list(ids[:n]), clean_up_tokenization_spaces=False) for n in range(len(ids) + 1)]
-    return [after[len(before) :] for before, after in itertools.pairwise(whole)]
+    """Token by token, each with the space in front that it brings. A character of several tokens is the last one's."""
+    texts, told = [], 0
+    for n in range(1, len(ids) + 1):
+        whole = tokenizer.decode(list(ids[:n]), clean_up_tokenization_spaces=False)
+        sure = without_half(whole) if n < len(ids) else whole
+        texts.append(sure[told:])
+        told = max(told, len(sure))  # some decoders show a whole character as half ones too while the next is not whole
+    return texts
 
 
 # --- a model that classifies -------------------------------------------------------------------------------------
@@ -197,11 +206,14 @@ class Classifying:
         named = zip(("clean", "reconstructed", *(s.name for s in steerings)),
                     (found.before, *found.after[-1:], *found.after[:-1]), strict=True)  # fmt: skip
         scores = tuple(ClassScores(name, tuple(map(float, one.probabilities_C))) for name, one in named)
-        return Answers(clean, remade, tuple(after), scores)
+        moved = ([None] * len(steerings),) * 2
+        if self.contrast is not None:
+            right, wrong = self.contrast.right, self.contrast.wrong
+            moved = (found.changes(right, wrong)[:-1], found.beyond(right, wrong)[:-1])
+        return Answers(clean, remade, tuple(after), *map(tuple, moved), scores)
 
     def changes(self, steerings: Sequence[Steering]) -> np.ndarray:
-        found, (right, wrong) = self._classified(steerings), (self.contrast.right, self.contrast.wrong)
-        return np.array([one.log_odds(right, wrong) for one in found.after]) - found.before.log_odds(right, wrong)
+        return np.array(self._classified(steerings).changes(self.contrast.right, self.contrast.wrong), float)
 
     def says(self, steerings: Sequence[Steering]) -> list[str]:
         found = self._classified(steerings)
@@ -257,7 +269,11 @@ def load_subject(case: Case, image: Any) -> tuple[Subject, Loaded, Loaded]:
         if not (case.tap or sae.value.tap):
             raise SteeringError("tap", f"{case.sae} names none", "Write tap: vision.N.")
         classes = clip.classes(ClassList(case.id or "classify", asked.classes, asked.templates))
-        tap = str(resolve(clip, case.tap or sae.value.tap))
+        place = resolve(clip, case.tap or sae.value.tap)
+        if clips.is_last(clip, place):
+            fault = f"is the last layer of {case.model}, whose patches nobody reads, and a case edits patches"
+            raise SteeringError(place, fault, "Take a layer below.")
+        tap = str(place)
         subject = Classifying(clip, sae.value, tap, image, classes, contrast)
     return subject, model, sae
 
