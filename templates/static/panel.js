@@ -684,7 +684,11 @@
       margin.replaceChildren();
       var was = spec.clean ? spec.clean.margin : null, is = round.answered ? round.answered.margin : null;
       if (!spec.case.contrast || is === null || is === undefined) return;
-      if (round.prompt !== spec.case.prompt && round.answered && round.answered.change !== null) was = is - round.answered.change;
+      var from = " as it is, ";
+      if (round.prompt !== spec.case.prompt && round.answered && round.answered.change !== null) {
+        was = is - round.answered.change;
+        if (round.mode === "reconstruct") from = " reconstructed, ";
+      }
       var scale = Math.max(Math.abs(was || 0), Math.abs(is), 1) * 1.1;
       var svg = s("svg", { viewBox: "-100 0 200 26", class: "vsp-bar", role: "img", preserveAspectRatio: "none" });
       /** @param {number | null} value @param {number} y @param {string} kind */
@@ -697,7 +701,7 @@
       bar(is, 14, is > 0 ? "vsp-right" : "vsp-wrong");
       svg.append(s("path", { d: "M0 0V26", class: "vsp-zero" }));
       var pair = spec.case.contrast;
-      var text = "Log-odds of “" + pair[0] + "” against “" + pair[1] + "”: " + (was === null ? "" : signed(was) + " as it is, ") + signed(is) + " now";
+      var text = "Log-odds of “" + pair[0] + "” against “" + pair[1] + "”: " + (was === null ? "" : signed(was) + from) + signed(is) + " now";
       var odds = round.odds || (round.answered && round.answered.p_right !== undefined ? round.answered : null);
       if (odds && odds.p_right !== null) text += "; “" + pair[0] + "” " + share(odds.p_right) + ", “" + pair[1] + "” " + share(odds.p_wrong);
       svg.setAttribute("aria-label", text);
