@@ -5,9 +5,11 @@
     dense      the same pictures the straightforward way: every activation is kept, then looked through with numpy
 
 All three are given pictures that are ready for the tower, so that neither decoding nor drawing dilutes the ratios;
-`pictures` says what reading them costs besides. Each way runs in a process of its own and is warmed up by one batch
-before it is measured; rounds go in turn, and medians are taken. Memory is the highest resident set above the loaded
-model, and for the survey at several numbers of pictures, between which it should not move.
+`pictures` says what reading them costs besides. A survey keeps a small JPEG of each picture until it is known whether
+it is a reference; making it is the survey's own work and counts there. Here it is made of a scene of 192 pixels a side;
+of a larger photograph it takes more, as reading it does. Each way runs in a process of its own and is warmed up by one
+batch before it is measured; rounds go in turn, and medians are taken. Memory is the highest resident set above the
+loaded model, and for the survey at several numbers of pictures, between which it should not move.
 
 The survey's own part is `cpu_ratio_to_floor`; with the control it is held against a floor of two encodes.
 
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -36,13 +39,15 @@ from vsp_report.maths.tallies import BINS, Tally
 from vsp_report.model import feeding
 from vsp_report.model.feeding import Feeder
 from vsp_report.model.vlm import Prompt
-from vsp_report.study import photographs, survey, survey_plan
+from vsp_report.study import photographs, sheets, survey, survey_plan
 from vsp_report.study.photographs import Photograph
 
 SAE = "sketchworld/vision.3"
 POOL = 64
 """So many pictures are made ready and shown again and again: which ones they are is nothing to time or memory."""
 BATCH = 64
+SMALL_BYTES = 3500
+"""Of a small picture while it waits."""
 
 
 def plans(folder: str) -> dict[bool, str]:
@@ -61,7 +66,10 @@ class Ready:
         plan = survey.Plan.read(folder)
         self.surveyor = survey.Surveyor(plan)
         read = photographs.batches(plan.source, range(POOL), BATCH)
-        self.prompts = [self.surveyor.feeder.prompt(one.image) for batch in read for one in batch]
+        self.images = [one.image for batch in read for one in batch]
+        self.prompts = [self.surveyor.feeder.prompt(image) for image in self.images]
+        self.boxes = [feeding.view_of(prompt.images[0]).box for prompt in self.prompts]
+        self.cell_px = plan.facts["cell_px"]
         self.batches = [list(range(k, min(k + BATCH, pictures))) for k in range(0, pictures, BATCH)]
         # The truth is known of scenes only: a user's pictures have none, and it is no part of the comparison.
         self.surveyor.dictionaries = [one._replace(frame=replace(one.frame, concepts=0))
@@ -69,6 +77,11 @@ class Ready:
 
     def of(self, numbers: list[int]) -> list[Prompt]:
         return [self.prompts[n % len(self.prompts)] for n in numbers]
+
+    def small(self, numbers: list[int]) -> list[bytes]:
+        """As a survey keeps them, with the box of each one's patches."""
+        at = [n % len(self.images) for n in numbers]
+        return [sheets.packed(photographs.grid_crop(self.images[n], self.boxes[n], self.cell_px)) for n in at]
 
 
 def floor(ready: Ready) -> None:
@@ -84,6 +97,7 @@ def engine(ready: Ready) -> None:
     tallies = ready.surveyor.tallies()
     for numbers in ready.batches:
         batch = [Photograph(number, None) for number in numbers]
+        ready.small(numbers)
         ready.surveyor.add(tallies, batch, ready.surveyor.feeder.see(ready.of(numbers)))
     for tally in tallies:
         tally.arrays()
@@ -163,19 +177,16 @@ def on_paper(ns: float, gpu_tflops: float = 200.0, decode_ms: float = 8.0) -> di
     `ns`, what one core takes to add up an active entry, is measured here; the GPU's rate and what a core takes to
     decode a photograph of 110 kB are assumed.
     """
-    images, patches, width, latents, layers, kept, grid, active = 1_281_167, 576, 1024, 32_768, 19, 9, 12, 300
+    images, patches, width, latents, layers, grid, active = 1_281_167, 576, 1024, 32_768, 19, 12, 300
+    kept, shard = survey_plan.KEPT, survey_plan._shard_size(1_281_167)
     tower = images * (patches + 1) * layers * (24 * width**2 + 4 * width * (patches + 1))
     encode = images * patches * 2 * width * latents
     projected = survey_plan._width(width, latents)
-    tally = latents * (8 * (5 + BINS + survey_plan.NEIGHBOURS + projected) + 16 * (24 + 6 * grid))
+    tally = latents * (8 * (5 + BINS + survey_plan.CANDIDATES + projected) + 16 * (24 + 6 * grid))
     batch = survey_plan.MOST_AT_ONCE * 4 * (patches + 1) * (16 * width + 2 * 16 * (patches + 1))
     atlas = latents * (4 * 7 + BINS * 2 + kept * (8 + 8 + 3 * grid) + survey_plan.NEIGHBOURS * 12 + 30)
     small = min(images, latents * kept) * 1100
-    shards = -(-images // survey_plan._shard_size(images))
-    waiting, step = 0, 1
-    while step < shards:  # what is not merged yet: of every size of branch at most one less than make the next
-        waiting, step = waiting + survey.MERGED_AT_ONCE - 1, step * survey.MERGED_AT_ONCE
-    kept_small = min(survey_plan._shard_size(images), latents * 16) * 3500
+    shards = -(-images // shard)
     return {
         "tower PFLOP": tower / 1e15, "encode PFLOP, each of two": encode / 1e15,
         f"GPU hours at {gpu_tflops:g} TFLOP/s": (tower + 2 * encode) / gpu_tflops / 1e12 / 3600,
@@ -184,10 +195,24 @@ def on_paper(ns: float, gpu_tflops: float = 200.0, decode_ms: float = 8.0) -> di
         "GB of photographs read": images * 110e3 / 1e9,
         "active entries a picture": patches * active, "tally MiB, each of two": tally / MIB,
         "GPU MiB of a batch, at most": min(batch, 8 << 30) / MIB, "shards": shards,
-        "disk GiB while it runs, at most": waiting * (2 * tally + kept_small) / 2**30,
+        "disk GiB while it runs, at most":
+            most_on_disk(shards, lambda n: 2 * tally + min(n * shard, images, latents * kept) * SMALL_BYTES) / 2**30,
         "all activations in float32, TiB": images * patches * latents * 4 / 2**40,
         "atlas MiB before compression": atlas / MIB, "reference pictures MiB, at most": small / MIB,
     }  # fmt: skip
+
+
+def most_on_disk(shards: int, size: Callable[[int], float]) -> float:
+    """Bytes of all files at the worst moment of a survey whose shards come one after the other; `size` is that of a
+    file of so many shards. What waits is one less of each size than make the next. The worst moment is a merge: all of
+    its parts are there, and the whole."""
+    at_once = survey.MERGED_AT_ONCE
+    steps = [at_once**k for k in range(shards) if at_once**k < shards]
+    waiting, most = 0.0, size(shards)
+    for step in reversed(steps):
+        most = max(most, waiting + at_once * size(step) + size(min(step * at_once, shards)))
+        waiting += min(at_once - 1, shards // step) * size(step)
+    return most
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -64,7 +64,8 @@ def busy_ms(page: Any) -> float:
 
 
 def opened(site: Path, slug: str, rounds: int) -> dict[str, float]:
-    """Latents that lie far apart, each cold in a tab of its own, and its neighbour in the same part warm."""
+    """Latents that lie far apart, each cold in a tab of its own, and once more when another has been looked at between:
+    that one is the next in the same file, and is not measured."""
     from tests.browser.chromium import Chromium
     from vsp_report.atlas import load_atlas
 

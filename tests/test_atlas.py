@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -201,14 +202,20 @@ def test_slugs(asked: tuple[str, str, str], slug: str) -> None:
 
 
 def test_sheets_that_no_atlas_names_are_cleared(saved: Path) -> None:
+    """At once where their atlas was replaced; what another command may be about to name, when it has long been idle."""
     parent = saved.parent
-    older = parent / rooms.save_sheets(parent, [b"an older sheet"])
+    replaced, idle, taken_up, new = (parent / rooms.save_sheets(parent, [name]) for name in (b"r", b"i", b"t", b"n"))
     (parent / "pictures-of-mine").mkdir()
     atlas = rooms.load_atlas(saved)
-    assert rooms.sweep_sheets(parent) == [older]
-    assert rooms.load_atlas(saved, verify=True) and (parent / "pictures-of-mine").is_dir() and not older.exists()
+    for folder in (idle, taken_up, parent / atlas.sheets.folder):
+        os.utime(folder, (1, 1))
+    assert rooms.save_sheets(parent, [b"t"]) == taken_up.name
+    assert rooms.sheets_named([saved, parent / "none"]) == {atlas.sheets.folder}
+    assert sorted(rooms.sweep_sheets(parent, {replaced.name, atlas.sheets.folder})) == sorted([replaced, idle])
+    assert not replaced.exists() and not idle.exists() and taken_up.is_dir() and new.is_dir()
+    assert rooms.load_atlas(saved, verify=True) and (parent / "pictures-of-mine").is_dir()
     (parent / atlas.slug / "atlas.json").write_text("{")
-    assert rooms.sweep_sheets(parent) == []
+    assert rooms.sweep_sheets(parent, {new.name}) == [] and rooms.sheets_named([saved]) == set()
 
 
 def test_where_an_atlas_goes(saved: Path) -> None:

@@ -77,6 +77,31 @@ def test_a_run_through_a_cache_is_the_run_through_the_pictures(cache, tmp_path) 
         assert a.read_bytes() == b.read_bytes()
 
 
+def test_a_tap_that_is_counted_from_the_end_finds_its_cache(cache, tmp_path) -> None:
+    """Once and again: which layer it is, the model says."""
+    for name, tap in (("a", "vision.-3"), ("b", "vision.-3"), ("c", "vision.3")):
+        assert train(cache, tmp_path / name / "run", "--steps", "4", taps=(tap,)) == 0
+    a, b, c = ((tmp_path / name / "run" / "vision.3" / "sae_weights.safetensors").read_bytes() for name in "abc")
+    assert a == b == c
+
+
+@pytest.mark.parametrize("command", ["train", "check", "doctor", "atlas"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_read(command, tmp_path, capsys, monkeypatch) -> None:
+    from vsp_report.model import checkpoints
+    from vsp_report.study import photographs, train
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for place, name in ((train, "image_set"), (photographs, "open_source"), (checkpoints, "load_sae")):
+        monkeypatch.setattr(place, name, None)
+    words = {"train": ["sae", "train", *SCENES, "--tap", "vision.3", "--out", str(tmp_path / "run")],
+             "check": ["sae", "check", "sketchworld/vision.3"], "doctor": ["doctor"],
+             "atlas": ["atlas", "--out", str(tmp_path / "run")]}[command]  # fmt: skip
+    assert cli.main([*words, "--device", "cuda"]) == 2
+    err = capsys.readouterr().err
+    assert "--device: is cuda, and torch finds none. Take cpu or auto." in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_an_unbroken_run(cache, tmp_path, capsys) -> None:
     words = ["sae", "train", *SCENES, "--n", "24", "--cache", str(cache), "--tap", "vision.3", *SMALL, "--steps", "120"]
     process = subprocess.Popen(

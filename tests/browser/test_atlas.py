@@ -110,18 +110,23 @@ def test_a_latent_among_32768_opens_at_once(page: Page, large: Path) -> None:
 
 def test_the_list_of_32768_is_searched_sorted_and_scrolled(page: Page, large: Path) -> None:
     opened(page, (large / MAIN / "index.html").as_uri())
-    alive = int(load_atlas(large / MAIN).alive_L.sum())
-    assert page.value(COUNT) == f"{alive} living latents"
+    atlas = load_atlas(large / MAIN)
+    assert page.value(COUNT) == f"{int(atlas.alive_L.sum())} living latents"
     assert page.value(f"{ROWS}.length") < 60
     page.value("document.querySelector('.c-number button').click()")
     page.value("(body => body.scrollTop = body.scrollHeight)(document.querySelector('.rows .body'))")
-    last = int(load_atlas(large / MAIN).alive_L.nonzero()[0][-1])
+    last = int(atlas.alive_L.nonzero()[0][-1])
     page.wait(f"{ROWS}.some(row => row.textContent.startsWith('{last}'))")
     assert page.value(f"{ROWS}.length") < 60
     page.value("(q => (q.value = 'rabbit', q.dispatchEvent(new Event('input', {bubbles: true}))))"
                "(document.querySelector('[name=q]'))")  # fmt: skip
     page.wait(f"{COUNT}.includes(' of ')")
     assert page.value(f"{ROWS}.every(row => row.querySelector('.c-word').textContent === 'rabbit')")
+    marked = page.value(
+        f"{ROWS}.map(row => [Number(row.querySelector('a').textContent), !!row.querySelector('.poor')])"
+    )
+    assert {poor for _, poor in marked} == {False, True}
+    assert all(poor == (atlas.label(latent).score < 0.5) for latent, poor in marked)
     assert page.value(COUNT) == f"{shown(page)} of 32768 latents"
     remembered = page.value("location.href")
     assert remembered.endswith("#q=rabbit&sort=number")

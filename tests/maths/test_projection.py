@@ -18,19 +18,31 @@ def directions() -> np.ndarray:
 
 def test_neighbours_against_the_plain_way(directions: np.ndarray) -> None:
     directions = directions * np.random.default_rng(1).uniform(0.5, 2, (120, 1))
-    among = np.arange(120) % 3 > 0
-    found = projection.nearest(directions, 5, among)
+    found = projection.nearest(directions, 5)
     unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     for k in range(120):
-        order = [j for j in np.argsort(-(unit @ unit[k])) if j != k and among[j]][:5]
+        order = [j for j in np.argsort(-(unit @ unit[k])) if j != k][:5]
         assert found.latents_LN[k].tolist() == order
         np.testing.assert_allclose(found.cosines_LN[k], unit[order] @ unit[k], atol=1e-6)
+
+
+def test_neighbours_that_stay_keep_their_order_and_their_figures() -> None:
+    latents = np.array([[1, 2, 3, -1], [3, 0, -1, -1], [1, 3, 0, -1], [2, 1, 0, -1]], np.int32)
+    cosines, together = latents / np.float32(10), latents * 10.0
+    found = projection.first_of(np.array([True, False, True, True]), latents, 2, cosines, together)
+    assert found[0].tolist() == [[2, 3], [3, 0], [3, 0], [2, 0]] and found[0].dtype == np.int32
+    np.testing.assert_array_equal(found[1], found[0] / np.float32(10))
+    np.testing.assert_array_equal(found[2], found[0] * 10.0)
+    found = projection.first_of(np.array([False, False, True, False]), latents, 2, cosines)
+    assert found[0].tolist() == [[2, -1], [-1, -1], [-1, -1], [2, -1]]
+    assert found[1].tolist() == [[np.float32(0.2), 0], [0, 0], [0, 0], [np.float32(0.2), 0]]
 
 
 def test_where_there_are_few_others_there_are_few_neighbours(directions: np.ndarray) -> None:
     found = projection.nearest(directions[:3], 4)
     assert (found.latents_LN >= 0).sum(1).tolist() == [2, 2, 2]
-    assert (projection.nearest(directions[:3], 4, np.zeros(3, bool)).latents_LN == -1).all()
+    assert (projection.nearest(directions[:1], 4).latents_LN == -1).all()
+    assert projection.nearest(directions, 0).latents_LN.shape == (120, 0)
 
 
 def test_groups_stay_together_on_the_map(directions: np.ndarray) -> None:

@@ -18,7 +18,9 @@ from tests.render.recordings import save_all
 from vsp_report.atlas import ABSENT, Atlas, load_atlas, save_atlas
 from vsp_report.recording import load_recording
 from vsp_report.render import atlas_data, atlas_drawings, atlas_layers, atlas_pages, site
-from vsp_report.render.atlas_cases import Shelf, matters
+from vsp_report.render.atlas_cases import Shelf, matters, tap_names
+from vsp_report.render.findings import p_value
+from vsp_report.render.labels import labels_of
 
 CHAIR = "standing-beside-a-chair"
 MAIN = "sketchworld-vision.3"
@@ -100,6 +102,22 @@ def test_the_first_labelling_that_has_a_word_is_shown() -> None:
         label, (word, labelling) = atlas.label(n), shown.words[shown.word_L[n]]
         assert (label.word, label.labelling) == (word, atlas.labellings[labelling])
         assert shown.score_L[n] == (ABSENT if label.score is None else np.float32(label.score))
+
+
+def test_what_is_poor_is_judged_by_what_was_measured() -> None:
+    """On the list, the map, a latent's own page and a case's: however near a score is to the border."""
+    atlas = atlases.make_atlas(61)
+    near = np.resize(np.array([0.5, 0.49999, 0.499, 0.501, 0.4999, 0.9, 0.05], np.float32), 61)
+    there = atlas.arrays.label_SL[0] >= 0
+    scores = np.where(there, near, np.float32(ABSENT))
+    atlas = replace(atlas, arrays=replace(atlas.arrays, label_score_SL=scores[None]))
+    packed = script(atlas_data.overview(atlas, 1, 1, "../"))["poor"]
+    bits = [atlas_data.LETTERS.tobytes().index(packed[n // 6].encode()) >> n % 6 & 1 for n in range(61)]
+    assert len(packed) == 11 and bits == [int(there[n] and near[n] < 0.5) for n in range(61)]
+    known = labels_of(atlas, range(61))["labels"]
+    named = {n for latents in atlas.by_label.values() for n in latents}
+    for n in np.flatnonzero(atlas.alive_L).tolist():
+        assert atlas_pages.label_shown(atlas, n).poor == known[str(n)][2] == (n not in named) == bool(bits[n])
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -185,12 +203,31 @@ def test_layers_are_in_the_models_order_and_concepts_at_their_first() -> None:
     assert [cell.precision for cell in survey.stages[0].rows[0].cells] == ["0.897", "0.95", "0.99"]
 
 
+def test_taps_that_occur_twice_are_told_apart_by_their_saes() -> None:
+    assert tap_names([("vision.3", "a/x"), ("vision.2", "a/x")]) == ["vision.3", "vision.2"]
+    made = [("vision.3", "me/mine"), ("vision.3", "you/vision.3-relu"), ("vision.0", "me/vision.0")]
+    assert tap_names(made) == ["vision.3, mine", "vision.3-relu", "vision.0"]
+    assert tap_names([("vision.3", "a/vision.3"), ("vision.3", "b/vision.3@1")]) == ["a/vision.3", "b/vision.3"]
+    group = []
+    for (tap, sae), precision in zip(made, (0.3, 0.95, 0.2), strict=True):
+        atlas = atlases.make_atlas(100, tap=tap)
+        concept = replace(atlas.concepts[0], average_precision=precision)
+        group.append(replace(atlas, slug=sae, concepts=(concept,), provenance=replace(atlas.provenance, sae=sae)))
+    (survey,) = atlas_layers.layers_page(group, {})
+    assert [(one.tap, one.depth) for one in survey.taps] == [
+        ("vision.0", ""), ("vision.3, mine", ""), ("vision.3-relu", "")]  # fmt: skip
+    assert [stage.title for stage in survey.stages] == ["First found at vision.3-relu"]
+    assert [cell.tap for cell in survey.stages[0].rows[0].cells] == ["vision.0", "vision.3, mine", "vision.3-relu"]
+
+
 def test_why_a_latent_matters(evidence: Path) -> None:
     recording = load_recording(evidence / "recordings" / CHAIR)
     told = {one[0]: one for one in matters(recording)["latents"]}
     edited = {n for one in recording.steered for edit in one.edits if edit.latents != "all" for n in edit.latents}
     assert edited and all(told[n][1] <= 1 for n in edited)
-    assert any("turns the answer" in told[n][2] for n in edited)
+    turning = [one for one in recording.steered if one.flipped and one.p is not None]
+    assert turning and any(f"turns the answer (p\u00a0=\u00a0{p_value(one.p)})" in told[n][2]
+                           for one in turning for edit in one.edits for n in edit.latents)  # fmt: skip
     assert {one.number for one in recording.latents} <= told.keys()
 
 
@@ -202,6 +239,7 @@ def test_the_page_says_what_it_shows(built: Path) -> None:
     atlas = load_atlas(built / "atlas" / MAIN)
     assert f"{atlas.dead} latents are dead" in page.replace("\u202f", "")
     assert "With an untrained one, 0 of 20." in page
+    assert re.search(r'class="headline">[^<]* show it, an untrained one for 0\.<', page)
     assert page.count('<tr><th scope="row"><a href="#latent=') >= atlas_pages.STRONGEST
     poor = [one for one in atlas_pages.strongest(atlas, {}) if one.label.poor]
     assert page.count('class="word poor"') == len(poor) > 0 and f"{poor[0].label.score}, poor" in page

@@ -22,7 +22,7 @@ from vsp_report.model.checkpoints import load_sae
 from vsp_report.model.classify import load_clip
 from vsp_report.model.depends import states_sha
 from vsp_report.sketchworld import concepts
-from vsp_report.study import photographs, survey
+from vsp_report.study import photographs, survey, survey_plan
 from vsp_report.study.survey_atlas import Given, Surveyed, _clusters, make_atlases
 from vsp_report.study.survey_files import load_tallies
 
@@ -96,6 +96,40 @@ def test_figures_equal_the_plain_way(atlases: list[Atlas], whole: tuple, folder:
                 np.testing.assert_allclose(atlas.grid(int(latent), r).ravel(), acts[here, :, latent], atol=rounding)
             best = np.sort(strength[:, latent])[::-1][: len(atlas.references(int(latent)))]
             np.testing.assert_allclose([o.strength for o in atlas.references(int(latent))], best, rtol=1e-3, atol=1e-4)
+
+
+def test_neighbours_are_the_nearest_of_all_that_live(
+    folder: Path, tmp_path: Path, drawn_map: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that were silent on the pictures that were looked at first, of which there are two here."""
+    monkeypatch.setattr(survey_plan, "PROBED", 2)
+    plan = survey.plan(asked(folder, SAES[:1], control=False), tmp_path)
+    tallies = survey.survey(plan)
+    seen = survey.load_tallies(plan, tallies.name)[0][0]
+    atlas = load_atlas(make_atlases(plan, tallies, tmp_path, command="")[0])
+    directions = load_sae(paths.bundled(SAES[0])).directions.double()
+    unit = (directions / directions.norm(dim=1, keepdim=True)).numpy()
+    active_NL = np.zeros((len(plan.source), seen.frame.latents), bool)
+    surveyor = survey._surveyor(str(plan.folder), plan.facts["key"])
+    for number, name in enumerate(plan.source.names):
+        if name not in BROKEN:
+            image = photographs.read_picture(folder / name)
+            fed = surveyor.feeder.see([surveyor.feeder.prompt(image)])
+            one = surveyor.dictionaries[0]
+            active_NL[number, one.sae.active(fed.states[one.tap]).latent_E.numpy()] = True
+    found, late, off = 0, 0, []
+    for latent in np.flatnonzero(atlas.alive_L).tolist():
+        order = np.argsort(-(unit @ unit[latent]), kind="stable")
+        near = [j for j in order[order != latent][: survey_plan.CANDIDATES].tolist() if atlas.alive_L[j]]
+        neighbours = atlas.facts(latent).neighbours
+        assert [one.latent for one in neighbours] == near[: survey_plan.NEIGHBOURS]
+        found, late = found + len(neighbours), late + (~active_NL[plan.facts["looked"]].any(0)[near]).sum()
+        for one in neighbours:
+            assert one.cosine == pytest.approx(unit[one.latent] @ unit[latent], abs=1e-5)
+            both, either = (how(active_NL[:, latent], active_NL[:, one.latent]).sum()
+                            for how in (np.logical_and, np.logical_or))  # fmt: skip
+            off.append(abs(one.coactivation - both / max(either, 1)))
+    assert found > 1000 and late > 100 and np.mean(np.array(off) < 1e-6) > 0.99
 
 
 def test_an_atlas_has_labels_control_and_pictures(atlases: list[Atlas]) -> None:

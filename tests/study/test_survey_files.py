@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.study.surveys import SHARD, asked, command, contents
+from tests.study.surveys import SAES, SHARD, asked, command, contents
+from vsp_report.atlas import load_atlas, save_sheets, sweep_sheets
 from vsp_report.cli import main
-from vsp_report.study import survey, survey_leftovers
+from vsp_report.study import photographs, survey, survey_leftovers, survey_plan
+from vsp_report.study.survey_atlas import make_atlases
 
 
 @pytest.mark.parametrize("jobs", [0, 1])
@@ -88,3 +90,49 @@ def test_what_nobody_goes_on_with_is_told_and_what_cannot_go_on_is_cleared(
     said = capsys.readouterr().err
     assert "2 surveys have not ended" in said and waiting.name in said and fresh.name in said and "MiB" in said
     assert sorted(path.name for path in parent.glob(".*")) == sorted([waiting.name, fresh.name])
+
+
+def test_small_pictures_are_kept_while_they_may_become_references(whole: tuple) -> None:
+    plan, tallies = whole
+    found, small, _ = survey.load_tallies(plan, tallies.name)
+    trained = found[: len(SAES)]
+    assert set(small) == {int(i) for one in trained for i in one.references.best(survey_plan.KEPT).picture_A}
+    assert all(one.references.best(survey_plan.KEPT + 1).picture_A.size > 100 for one in trained)
+
+
+def test_two_commands_into_one_place_leave_each_others_pictures(
+    whole: tuple, folder: Path, tmp_path: Path, drawn_map: None
+) -> None:
+    """And the pictures of what is made anew go at once."""
+    parent = tmp_path / "atlas"
+    make_atlases(*whole, tmp_path, command="here")
+    (before,) = parent.glob("pictures-*")
+    theirs = parent / save_sheets(parent, [b"of another command, which writes its atlas next"])
+    source = photographs.open_source(str(folder), 12)
+    fewer = survey.plan(replace(asked(folder), source=source), tmp_path / "work")
+
+    def swept_meanwhile(step: str, seconds: float) -> None:
+        """Another command ends, at any moment, and clears whatever no atlas names."""
+        sweep_sheets(parent, {one.name for one in parent.glob("pictures-*")} - {theirs.name})
+
+    folders = make_atlases(fewer, survey.survey(fewer), tmp_path, command="here", on_step=swept_meanwhile)
+    sheets = {load_atlas(one, verify=True).sheets.folder for one in folders}
+    assert len(folders) == 2 and len(sheets) == 1 and before.name not in sheets
+    assert {one.name for one in parent.glob("pictures-*")} == sheets | {theirs.name}
+
+
+def test_what_a_survey_takes_on_disk_at_most(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark's arithmetic, against the tree that merges."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import atlas as benchmark
+
+    for shards, size in ((1, float), (13, float), (64, float), (313, lambda n: 5 + min(n, 40)), (313, lambda n: 7)):
+        held, most = {}, 0.0
+        for shard in range(shards):
+            held[shard, shard] = ""
+            while group := survey._complete(held, shard, shards):
+                whole = size(group[-1][1] - group[0][0] + 1)
+                most = max(most, whole + sum(size(last - first + 1) for first, last in held))
+                survey._take(held, group, "")
+            most = max(most, sum(size(last - first + 1) for first, last in held))
+        assert most <= benchmark.most_on_disk(shards, size) <= 1.5 * most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.study.surveys import BROKEN
-from vsp_report.errors import InputError
+from vsp_report.errors import InputError, ModelError
 from vsp_report.sketchworld import concepts, rules
 from vsp_report.sketchworld.scene import COVERED
 from vsp_report.study import photographs, survey_plan
@@ -173,3 +174,38 @@ def test_pixels_are_what_the_whole_picture_gives(folder: Path) -> None:
                 one.prompt.inputs["pixel_values"], vlm.prepare(image, "").inputs["pixel_values"], rtol=0, atol=0
             )
             assert one.photograph.image is None and one.grid == (12, 12) and one.small
+
+
+def test_states_that_are_not_finite_are_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As half precision makes them where a tower's channels are large: of one value, at one tap."""
+    from vsp_report.model import feeding
+    from vsp_report.model.taps import Tap
+
+    vlm = survey_plan.kept_vlm("sketchworld", "cpu", None)
+    feeder, once = feeding.Feeder(vlm, [Tap.parse("vision.0"), Tap.parse("vision.3")]), feeding.see_states
+    prompt = feeder.prompt(photographs.read_picture(folder / "a" / "00.png"))
+    assert feeder.see([prompt, prompt]).states[feeder.top].isfinite().all()
+
+    def overflowing(*words: object) -> dict:
+        seen = once(*words)
+        seen[Tap.parse("vision.0")].view(-1)[-1] = float("inf")
+        return seen
+
+    monkeypatch.setattr(feeding, "see_states", overflowing)
+    with pytest.raises(ModelError, match=r"vision.0: sketchworld gives states that are not finite. Try another --dtyp"):
+        feeder.see([prompt])
+
+
+def test_a_folder_has_the_same_pictures_for_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vsp_report.cli import saes
+    from vsp_report.study.image_sets import image_set
+
+    shutil.copytree(folder / "a", tmp_path / "mine")
+    (tmp_path / "mine" / "folder.png").mkdir()
+    (tmp_path / "mine" / ".hidden.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for n in (5, 100):
+        names = list(photographs.open_source("mine", n).names)
+        assert len(names) == min(n, 12) and "folder.png" not in names
+        assert [one.name for one in image_set("mine", n).pictures] == names
+        assert [make().relative_to("mine").as_posix() for make in saes._pictures("mine", n)] == names

@@ -27,10 +27,12 @@ from vsp_report.atlas.folder import (
     save_atlas,
     save_sheets,
     sheet_sha,
+    sheets_named,
     sweep_sheets,
 )
 from vsp_report.atlas.parts import (
     ABSENT,
+    GOOD,
     SCHEMA,
     Arrays,
     Atlas,
@@ -49,8 +51,8 @@ from vsp_report.atlas.parts import (
 from vsp_report.atlas.shelf import ATLASES, Place, find_atlas, place_of, same_latents, shelf_sha, slug_of
 
 __all__ = [
-    "ABSENT", "ARRAYS", "ATLAS", "ATLASES", "SCHEMA", "Arrays", "Atlas", "Cluster", "Concept", "Label", "Labelling",
-    "LatentFacts", "Measure", "Neighbour", "Place", "Provenance", "Reference", "Sheets", "Spot", "atlas_sha",
-    "atlases_in", "find_atlas", "load_atlas", "place_of", "same_latents", "save_atlas", "save_sheets", "sheet_sha",
-    "shelf_sha", "slug_of", "sweep_sheets",
+    "ABSENT", "ARRAYS", "ATLAS", "ATLASES", "GOOD", "SCHEMA", "Arrays", "Atlas", "Cluster", "Concept", "Label",
+    "Labelling", "LatentFacts", "Measure", "Neighbour", "Place", "Provenance", "Reference", "Sheets", "Spot",
+    "atlas_sha", "atlases_in", "find_atlas", "load_atlas", "place_of", "same_latents", "save_atlas", "save_sheets",
+    "sheet_sha", "sheets_named", "shelf_sha", "slug_of", "sweep_sheets",
 ]  # fmt: skip

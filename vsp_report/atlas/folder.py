@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
+import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ ATLAS, ARRAYS = "atlas.json", "arrays.npz"
 REMEDY = "Make the atlas again: `vsp-report atlas`."
 MAX_JSON_BYTES = 256 * 2**20
 MAX_ARRAY_BYTES = 2 * 2**30
+IDLE_SECONDS = 24 * 3600
+"""What no atlas names stays so long after somebody has last touched it."""
 _SHEET = re.compile(r"\d{3,5}\.webp")
 _SHEETS = re.compile(r"pictures-[0-9a-f]{12}")
 _KIND = {f.name: np.dtype(KINDS[kind]) for f, kind in zip(fields(Arrays), (
@@ -49,21 +54,41 @@ def save_sheets(parent: str | Path, sheets: Sequence[bytes]) -> str:
     name = f"pictures-{sheet_sha(sheets)[:12]}"
     folder = Path(parent) / name
     contents = {f"{number:03}.webp": data for number, data in enumerate(sheets)}
-    if not all((folder / file).is_file() for file in contents) or not contents:
+    if contents and all((folder / file).is_file() for file in contents):
+        os.utime(folder)  # somebody is at work with it
+    else:
         write_folder(folder, contents)
     return name
 
 
-def sweep_sheets(parent: str | Path) -> list[Path]:
-    """Clear sheets that no atlas names any more. Where an atlas cannot be read, nothing is known, and all stay."""
+def sheets_named(folders: Iterable[Path]) -> set[str]:
+    """What the sheets' folders of these atlases are called; of those that are there and can be read."""
+    found = set()
+    for folder in folders:
+        with suppress(InputError, KeyError, TypeError):
+            found.add(str(_read_json(folder / ATLAS)["sheets"]["folder"]))
+    return found
+
+
+def sweep_sheets(parent: str | Path, replaced: Collection[str] = ()) -> list[Path]:
+    """Clear sheets that no atlas names any more: at once those of atlases that were `replaced`, others when nobody has
+    touched them for a day, because the atlas that names them may be about to be written. Where an atlas cannot be read,
+    nothing is known, and all stay."""
     try:
         named = {_read_json(folder / ATLAS)["sheets"]["folder"] for folder in atlases_in(parent)}
     except (InputError, KeyError, TypeError):
         return []
-    swept = [p for p in Path(parent).iterdir() if _SHEETS.fullmatch(p.name) and p.name not in named and p.is_dir()]
+    loose = [p for p in Path(parent).iterdir() if _SHEETS.fullmatch(p.name) and p.name not in named and p.is_dir()]
+    swept = [p for p in loose if p.name in replaced or _idle(p)]
     for folder in swept:
         shutil.rmtree(folder, ignore_errors=True)
     return swept
+
+
+def _idle(folder: Path) -> bool:
+    with suppress(FileNotFoundError):  # another command cleared it
+        return time.time() - folder.stat().st_mtime > IDLE_SECONDS
+    return False
 
 
 def sheet_sha(sheets: Sequence[bytes]) -> str:

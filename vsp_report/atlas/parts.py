@@ -24,6 +24,8 @@ SCHEMA = 1
 """Goes up when a reader of the older form would misread the newer one."""
 ABSENT = -9.0
 """In an array, a figure that does not exist. Every figure that may be absent is above it by nature."""
+GOOD = 0.9
+"""The average precision from which on a latent finds a concept."""
 Source = Literal["given", "truth", "images", "words"]
 
 
@@ -190,7 +192,8 @@ class Arrays:
     picture_grids_I2: np.ndarray
     """uint16: rows and columns of patches of each picture"""
     neighbours_LN: np.ndarray
-    """int32: living latents of the most similar direction, the nearest first; -1 where there are no more"""
+    """int32: living latents of the most similar direction, the nearest first, as far as twice as many directions, dead
+    ones among them, reach; -1 where there are no more"""
     cosines_LN: np.ndarray
     """float32: of the two directions; 0 where there is no neighbour"""
     coactivations_LN: np.ndarray

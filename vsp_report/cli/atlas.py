@@ -65,8 +65,10 @@ def _atlas(args: argparse.Namespace) -> int:
         raise InputError("--jobs", "goes against --cluster", "Leave one of the two out.")
     clip = _clip(args)
     quiet()
+    from vsp_report.model.devices import check_device
     from vsp_report.study import photographs, survey, survey_atlas, survey_leftovers
 
+    check_device(args.device)
     tables = [photographs.read_labels(path) for path in args.labels or ()]
     pictures = {key: label for table in tables if table.of == "image" for key, label in table.labels.items()}
     latents = {int(key): label for table in tables if table.of == "latent" for key, label in table.labels.items()}

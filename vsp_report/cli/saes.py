@@ -28,7 +28,6 @@ from vsp_report.cli.words import (
 )
 from vsp_report.errors import InputError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ARCHITECTURES = ("topk", "standard", "batchtopk", "matryoshka")
 TRAIN = {
     "model": None, "tap": None, "images": None, "n": None, "architecture": "topk", "expansion": 32, "k": 32,
@@ -206,8 +205,9 @@ def _sae_check(args: argparse.Namespace) -> int:
         raise InputError("--images", "is not given", "Name a folder of pictures, such as the model was made for.")
     check_writable(args.json)
     quiet()
-    from vsp_report.model import checkpoints
+    from vsp_report.model import checkpoints, devices
 
+    devices.check_device(args.device)
     sae = checkpoints.load_sae(bundled_or_path(args.path))
     lengths = sae.directions.float().norm(dim=1)
     facts = {
@@ -242,14 +242,9 @@ def _pictures(source: str, n: int) -> list[Callable[[], Any]]:
         from vsp_report.sketchworld import rules
 
         return [partial(lambda seed: rules.sample_scene(seed).draw(384), UNSEEN + k) for k in range(n)]
-    folder = Path(source)
-    if not folder.is_dir():
-        raise InputError(source, "is no folder", "Name a folder of pictures, or sketchworld.")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and file.name[0] != ".")
-    if not files:
-        raise InputError(source, "holds no picture", f"Put some there ({', '.join(PICTURES)}).")
-    n = min(n, len(files))
-    return [partial(Path, files[k * len(files) // n]) for k in range(n)]
+    from vsp_report.study.photographs import evenly, pictures_of
+
+    return [partial(Path, file) for file in evenly(pictures_of(source), n)]
 
 
 def _sae_convert(args: argparse.Namespace) -> int:
@@ -267,9 +262,11 @@ def _doctor(args: argparse.Namespace) -> int:
         raise InputError("--right, --wrong", "only one of them is given", "A contrast needs both.")
     check_writable(args.json)
     quiet()
-    from vsp_report.model import checkpoints
+    from vsp_report.model import checkpoints, devices
     from vsp_report.model.vlm import load_vlm
     from vsp_report.study import doctor
+
+    devices.check_device(args.device)
 
     if args.image is None:
         # Also for a model that has never seen such a scene: what is checked does not depend on its answer.

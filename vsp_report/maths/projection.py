@@ -33,26 +33,36 @@ class Nearest(NamedTuple):
     """float32; 0 where there is none"""
 
 
-def nearest(directions_LD: np.ndarray, count: int, among_L: np.ndarray | None = None) -> Nearest:
-    """For each latent the others of most similar direction, of those in `among_L`."""
+def nearest(directions_LD: np.ndarray, count: int) -> Nearest:
+    """For each latent the others of most similar direction."""
     L = len(directions_LD)
     length_L = np.linalg.norm(directions_LD, axis=1)
     unit_LD = np.asarray(directions_LD / np.maximum(length_L, np.finfo(np.float32).tiny)[:, None], np.float32)
-    allowed = np.arange(L) if among_L is None else np.flatnonzero(among_L)
     latents_LN, cosines_LN = np.full((L, count), -1, np.int32), np.zeros((L, count), np.float32)
-    most = min(count, len(allowed))
+    most = min(count, L)
     for start in range(0, L, BLOCK) if most else ():
         rows = np.arange(start, min(start + BLOCK, L))
-        cosines = unit_LD[rows] @ unit_LD[allowed].T
-        cosines[rows[:, None] == allowed[None]] = -np.inf
+        cosines = unit_LD[rows] @ unit_LD.T
+        cosines[rows - start, rows] = -np.inf
         best = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
         value = np.take_along_axis(cosines, best, 1)
-        order = np.lexsort((allowed[best], -value), axis=1)
+        order = np.lexsort((best, -value), axis=1)
         best, value = np.take_along_axis(best, order, 1), np.take_along_axis(value, order, 1)
         there = np.isfinite(value)  # a latent itself is no neighbour of its own
-        latents_LN[rows, :most] = np.where(there, allowed[best], -1)
+        latents_LN[rows, :most] = np.where(there, best, -1)
         cosines_LN[rows, :most] = np.where(there, value, 0)
     return Nearest(latents_LN, cosines_LN)
+
+
+def first_of(among_L: np.ndarray, latents_LN: np.ndarray, count: int, *figures_LN: np.ndarray) -> list[np.ndarray]:
+    """Of each latent's neighbours the first `count` that are `among_L`, and their figures; -1 and 0 where there are no
+    more."""
+    kept_LN = (latents_LN >= 0) & among_L[latents_LN]
+    # Those that stay move to the front, in their order.
+    order = np.argsort(~kept_LN, axis=1, kind="stable")[:, :count]
+    kept = np.take_along_axis(kept_LN, order, 1)
+    return [np.where(kept, np.take_along_axis(of, order, 1), none).astype(of.dtype)
+            for of, none in ((latents_LN, -1), *((figure, 0) for figure in figures_LN))]  # fmt: skip
 
 
 def seconds_for(latents: int) -> float:

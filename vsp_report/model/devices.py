@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from vsp_report.errors import InputError
+
 
 class Device(NamedTuple):
     kind: str
@@ -27,6 +29,12 @@ def device_of(model: nn.Module) -> Device:
         major, minor = torch.cuda.get_device_capability(model.device)
         return Device(f"cuda sm_{major}{minor}", torch.cuda.get_device_name(model.device), dtype)
     return Device(model.device.type, platform.processor() or platform.machine(), dtype)
+
+
+def check_device(word: str) -> None:
+    """Before anything is drawn or read: that there is such a device."""
+    if word.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("--device", f"is {word}, and torch finds none", "Take cpu or auto.")
 
 
 @contextmanager

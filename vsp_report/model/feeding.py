@@ -11,6 +11,7 @@ Axes: B pictures, P patches of one picture, N patches of all of them, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -106,8 +107,17 @@ class Feeder:
                 for image, view in zip(prompt.images, views, strict=True)]  # fmt: skip
         rows_N = torch.as_tensor(np.concatenate(rows), device=self.vlm.device)
         states = {tap: seen[tap].flatten(0, -2)[rows_N] for tap in self.taps}
+        self._check_finite(states)
         return Fed(states, np.array([view.grid for view in views], np.int64),
                    np.array([view.box for view in views], float))  # fmt: skip
+
+    def _check_finite(self, states: dict[Tap, torch.Tensor]) -> None:
+        """Half precision overflows in a few channels of some towers. One sum for each tap, in double precision, which
+        is finite where all states are."""
+        sums = torch.stack([part.sum(dtype=torch.float64) for part in states.values()]).tolist()
+        for tap, total in zip(states, sums, strict=True):
+            if not math.isfinite(total):
+                raise ModelError(str(tap), f"{self.vlm.name} gives states that are not finite", "Try another --dtype.")
 
 
 class View(NamedTuple):

@@ -7,14 +7,14 @@ of the same name has other latents, and a model that shares the tower below the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vsp_report.atlas import ATLAS, atlas_sha, atlases_in, same_latents
 from vsp_report.recording import Recording
-from vsp_report.render.findings import counted, number
+from vsp_report.render.findings import counted, number, p_value
 
 PREDICTED = 20
 """Of the latents with a predicted effect, so many of the strongest are told of."""
@@ -30,10 +30,25 @@ class Place(NamedTuple):
     tap: str
     model: str = ""
     states_sha: str = ""
+    sae: str = ""
 
     @property
     def slug(self) -> str:
         return self.folder.name
+
+
+def tap_names(made: Sequence[tuple[str, str]]) -> list[str]:
+    """What each of several atlases is called, by its tap and its SAE: by the tap alone where no other has the same."""
+    taps, ends = [tap for tap, _ in made], [(tap, _end(sae)) for tap, sae in made]
+    found = []
+    for (tap, sae), one in zip(made, ends, strict=True):
+        name = one[1] if ends.count(one) == 1 else sae.partition("@")[0]
+        found.append(tap if taps.count(tap) == 1 else name if _end(name).startswith(tap) else f"{tap}, {name}")
+    return found
+
+
+def _end(sae: str) -> str:
+    return sae.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Shelf:
             try:
                 made = json.loads((folder / ATLAS).read_text(encoding="utf-8"))["provenance"]
                 found.append(Place(folder, atlas_sha(folder), made["model_sha"], made["sae_sha"], made["tap"],
-                                   made["model"], made.get("states_sha", "")))  # fmt: skip
+                                   made["model"], made.get("states_sha", ""), made["sae"]))  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError):
                 # Loading it says what is wrong with it.
                 found.append(Place(folder, "", "", "", ""))
@@ -106,6 +121,7 @@ def matters(recording: Recording) -> dict[str, Any]:
             size = len(recording.minimal.latents)
             say(latent, 1, f"in the smallest set that turns the answer ({counted(size, 'latent')})")
     for one in recording.steered:
+        chance = "" if one.p is None else f" ({_p(p_value(one.p))})"
         for edit in one.edits:
             if edit.latents == "all":
                 continue
@@ -113,7 +129,8 @@ def matters(recording: Recording) -> dict[str, Any]:
             how = {"set": f"set to {edit.value:g}", "scale": f"multiplied by {edit.value:g}"}.get(
                 edit.op, f"{edit.value:+g} added")  # fmt: skip
             together = f", with {counted(others, 'other')}" if others else ""
-            why = f"{how} in “{one.name}”{together}{', which turns the answer' if one.flipped else ''}"
+            turned = f", which turns the answer{chance}" if one.flipped else ""
+            why = f"{how} in “{one.name}”{together}{turned}"
             for latent in edit.latents:
                 say(latent, 0 if one.flipped else 1, why)
     return {
@@ -125,6 +142,10 @@ def matters(recording: Recording) -> dict[str, Any]:
         "tap": made.tap,
         "latents": [list(one) for one in sorted(found.values(), key=lambda one: (one.rank, one.latent))],
     }
+
+
+def _p(value: str) -> str:
+    return f"p\u00a0{value}" if value.startswith("<") else f"p\u00a0=\u00a0{value}"
 
 
 def cases_of(place: Place, told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ A page that was opened from a folder may load scripts and nothing else, so data 
 the overview is text: a letter is six bits. A figure that has 64 levels takes one letter for each latent, one that has
 1,024 takes two of five bits, the high ones of all latents first: what is alike stands together and packs well. Level
 0 says that there is no figure (of a dead latent, of one without a label); the others run in even steps from `low`, by
-logarithm where `log` says so. The files of the latents have the figures as they were measured.
+logarithm where `log` says so. The files of the latents have the figures as they were measured. Whether a label is poor
+is judged here, by its score as it was measured, and not by a rounded one: one bit for each latent, six to a letter.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vsp_report.atlas import ABSENT, Atlas
+from vsp_report.atlas import ABSENT, Atlas, Labelling
 from vsp_report.render import atlas_map
 from vsp_report.render.drawn import script_json
 
@@ -66,6 +67,12 @@ def _packed(level_L: np.ndarray, bits: int, low: float, step: float, log: bool) 
     return Column(tuple(LETTERS[plane].tobytes().decode() for plane in found), each, low, step, log)
 
 
+def make_bits(said_L: np.ndarray) -> str:
+    """Six to a letter, the first in its lowest bit."""
+    six = np.pad(said_L.astype(np.int64), (0, -len(said_L) % 6)).reshape(-1, 6)
+    return LETTERS[(six << np.arange(6)).sum(1)].tobytes().decode()
+
+
 def unpacked(column: Column) -> tuple[np.ndarray, np.ndarray]:
     """The figures that the page sees, and where there are any; for who checks them."""
     back = np.zeros(256, np.int64)
@@ -86,13 +93,15 @@ class Shown(NamedTuple):
     """its number above; -1 for none"""
     score_L: np.ndarray
     """ABSENT for none"""
+    poor_L: np.ndarray
+    """bool"""
 
 
 def shown_labels(atlas: Atlas) -> Shown:
     """Of the first labelling that has a word for a latent; the dead have none."""
     a = atlas.arrays
     word_L, score_L = np.full(atlas.d_sae, -1, np.int64), np.full(atlas.d_sae, np.float32(ABSENT))
-    words: list[tuple[str, int]] = []
+    words, poor_L = list[tuple[str, int]](), np.zeros(atlas.d_sae, bool)
     for s, labelling in enumerate(atlas.labellings):
         new_L = (word_L < 0) & (a.label_SL[s] >= 0) & atlas.alive_L
         used = np.unique(a.label_SL[s][new_L])
@@ -100,7 +109,14 @@ def shown_labels(atlas: Atlas) -> Shown:
         number[used] = np.arange(len(used)) + len(words)
         word_L[new_L], score_L[new_L] = number[a.label_SL[s][new_L]], a.label_score_SL[s][new_L]
         words += [(labelling.words[w], s) for w in used.tolist()]
-    return Shown(tuple(words), word_L, score_L)
+        poor_L[new_L] = _poor(a.label_score_SL[s][new_L], labelling)
+    return Shown(tuple(words), word_L, score_L, poor_L)
+
+
+def _poor(scores: np.ndarray, labelling: Labelling) -> np.ndarray:
+    """As `labels.is_poor` has it; a label without a score is as one with 0."""
+    known = np.where(scores == np.float32(ABSENT), 0, scores.astype(float))
+    return np.zeros(len(scores), bool) if labelling.least is None else known < labelling.least
 
 
 def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes:
@@ -123,6 +139,7 @@ def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes
         "perShard": per_shard,
         "columns": {name: column._asdict() for name, column in columns.items()},
         "words": shown.words,
+        "poor": make_bits(shown.poor_L),
         "labellings": [[one.source, one.made, one.score, one.least] for one in atlas.labellings],
         "clusters": [[one.name, one.size, *_centre(atlas, drawn, c)] for c, one in enumerate(atlas.clusters)],
         "rim": np.flatnonzero(drawn.rim_L).tolist(),

@@ -11,8 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vsp_report.atlas import Atlas, Concept
-from vsp_report.render.atlas_pages import GOOD, Sizes, Thumb, concept_line, figure, found_of, many, thumbs
+from vsp_report.atlas import GOOD, Atlas, Concept
+from vsp_report.render.atlas_cases import tap_names
+from vsp_report.render.atlas_pages import (
+    Sizes,
+    Thumb,
+    concept_line,
+    figure,
+    found_of,
+    found_untrained,
+    many,
+    thumbs,
+)
 from vsp_report.render.findings import share
 
 BESIDE = 3
@@ -50,6 +60,7 @@ class Stage(NamedTuple):
 class TapLine(NamedTuple):
     slug: str
     tap: str
+    """or the SAE, where there are several at one tap"""
     depth: str
     """early, middle or late, where three taps are compared"""
     sae: str
@@ -91,32 +102,33 @@ def _depth(atlas: Atlas) -> tuple[Any, ...]:
 
 def _compared(group: Sequence[Atlas], sizes: Sizes) -> Compared:
     made = group[0].provenance
-    stages = _stages(group, sizes) if len(group) > 1 else ()
+    named = tap_names([(atlas.provenance.tap, atlas.provenance.sae) for atlas in group])
+    stages = _stages(group, named, sizes) if len(group) > 1 else ()
     said = "; ".join(f"{len(stage.rows)} {stage.title[:1].lower()}{stage.title[1:]}" for stage in stages)
-    depths = ("early", "middle", "late") if len(group) == 3 else ("",) * len(group)
+    taps = {atlas.provenance.tap for atlas in group}
+    depths = ("early", "middle", "late") if len(group) == len(taps) == 3 else ("",) * len(group)
     return Compared(
         made.model,
         f"{many(made.n_images, 'picture')} of {made.images}",
-        tuple(_tap(atlas, depth) for atlas, depth in zip(group, depths, strict=True)),
+        tuple(_tap(atlas, tap, depth) for atlas, tap, depth in zip(group, named, depths, strict=True)),
         stages,
         f"Of {sum(len(stage.rows) for stage in stages)} concepts: {said}." if stages else "",
     )
 
 
-def _tap(atlas: Atlas, depth: str) -> TapLine:
+def _tap(atlas: Atlas, tap: str, depth: str) -> TapLine:
     explained = next((one for one in atlas.quality if one.name.lower().startswith("explained variance")), None)
-    found, measured = found_of(atlas.concepts)
-    control = [one.untrained_average_precision for one in atlas.concepts if one.untrained_average_precision is not None]
+    (found, measured), (by_chance, compared) = found_of(atlas.concepts), found_untrained(atlas.concepts)
     made = atlas.provenance
     return TapLine(
-        atlas.slug, made.tap, depth, made.sae, made.architecture, f"{atlas.d_sae:,}".replace(",", "\u202f"),
+        atlas.slug, tap, depth, made.sae, made.architecture, f"{atlas.d_sae:,}".replace(",", "\u202f"),
         share(atlas.dead / max(1, atlas.d_sae)), figure(explained.value) if explained else "–",
         figure(explained.untrained) if explained else "–", f"{found} of {measured}" if measured else "–",
-        f"{sum(value >= GOOD for value in control)} of {len(control)}" if control else "–",
+        f"{by_chance} of {compared}" if compared else "–",
     )  # fmt: skip
 
 
-def _stages(group: Sequence[Atlas], sizes: Sizes) -> tuple[Stage, ...]:
+def _stages(group: Sequence[Atlas], named: Sequence[str], sizes: Sizes) -> tuple[Stage, ...]:
     """Concepts by the first tap at which some latent finds them; then those that none finds."""
     known = [{one.name: one for one in atlas.concepts if one.average_precision is not None} for atlas in group]
     names = list(dict.fromkeys(name for concepts in known for name in concepts))
@@ -125,20 +137,22 @@ def _stages(group: Sequence[Atlas], sizes: Sizes) -> tuple[Stage, ...]:
              for name in names}  # fmt: skip
     stages = []
     for n in range(len(group) + 1):
-        rows = [_row(name, group, known, sizes) for name in names if first[name] == n]
+        rows = [_row(name, group, named, known, sizes) for name in names if first[name] == n]
         rows.sort(key=lambda row: (-sum(cell.length for cell in row.cells), row.name))
         if rows and n < len(group):
-            title = f"First found at {group[n].provenance.tap}" if n else f"Found at {group[0].provenance.tap} already"
+            title = f"First found at {named[n]}" if n else f"Found at {named[0]} already"
             stages.append(Stage(title, f"Average precision of at least {GOOD} there.", tuple(rows)))
         elif rows:
             stages.append(Stage("Found at none of these taps", f"No latent reaches {GOOD}.", tuple(rows)))
     return tuple(stages)
 
 
-def _row(name: str, group: Sequence[Atlas], known: Sequence[Mapping[str, Concept]], sizes: Sizes) -> ConceptRow:
+def _row(
+    name: str, group: Sequence[Atlas], named: Sequence[str], known: Sequence[Mapping[str, Concept]], sizes: Sizes
+) -> ConceptRow:
     cells, images = [], 0
-    for atlas, concepts in zip(group, known, strict=True):
-        one, tap = concepts.get(name), atlas.provenance.tap
+    for atlas, tap, concepts in zip(group, named, known, strict=True):
+        one = concepts.get(name)
         if one is None or one.latent is None:
             cells.append(Cell(atlas.slug, tap, None, "–", 0.0, None, False, "–", ()))
             continue

@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vsp_report.atlas import ABSENT, Atlas, Concept, Measure
+from vsp_report.atlas import ABSENT, GOOD, Atlas, Concept, Measure
 from vsp_report.render import atlas_drawings, atlas_map
 from vsp_report.render.findings import counted, share
 from vsp_report.render.labels import SOURCES, is_poor
 
-GOOD = 0.9
-"""A latent whose average precision is at least this finds a concept."""
 STRONGEST = 24
 """So many latents stand on the page itself."""
 SHOWN = 4
@@ -127,14 +125,17 @@ class AtlasPage:
 
 
 def atlas_page(atlas: Atlas, sizes: Sizes) -> AtlasPage:
-    made, found, measured = atlas.provenance, *found_of(atlas.concepts)
-    alive = int(atlas.alive_L.sum())
+    made, alive = atlas.provenance, int(atlas.alive_L.sum())
+    (found, measured), (by_chance, compared) = found_of(atlas.concepts), found_untrained(atlas.concepts)
+    beside = "" if not compared else f", an untrained one for {by_chance}" + (
+        "" if compared == measured else f" of {compared}")  # fmt: skip
     said = (
         f"{many(atlas.d_sae, 'latent')} of a sparse autoencoder at {made.tap}, and what makes each of them fire in "
         f"{many(made.n_images, 'picture')}."
         + (f" {many(atlas.dead, 'latent is', 'latents are')} dead: no picture activates "
            f"{'it' if atlas.dead == 1 else 'them'}." if atlas.dead else "")
-        + (f" For {found} of {measured} concepts some latent finds the pictures that show it." if measured else "")
+        + (f" For {found} of {measured} concepts some latent finds the pictures that show it{beside}." if measured
+           else "")
     )  # fmt: skip
     a = atlas.arrays
     return AtlasPage(
@@ -254,13 +255,18 @@ def found_of(concepts: Sequence[Concept]) -> tuple[int, int]:
     return sum(value >= GOOD for value in measured), len(measured)
 
 
+def found_untrained(concepts: Sequence[Concept]) -> tuple[int, int]:
+    """As `found_of`, by an untrained autoencoder of the same kind."""
+    measured = [one.untrained_average_precision for one in concepts if one.untrained_average_precision is not None]
+    return sum(value >= GOOD for value in measured), len(measured)
+
+
 def concepts_said(atlas: Atlas) -> str:
     """How many concepts are found, and by an untrained autoencoder of the same kind."""
-    found, measured = found_of(atlas.concepts)
+    (found, measured), (by_chance, compared) = found_of(atlas.concepts), found_untrained(atlas.concepts)
     if not measured:
         return ""
-    control = [one.untrained_average_precision for one in atlas.concepts if one.untrained_average_precision is not None]
-    beside = f" With an untrained one, {sum(value >= GOOD for value in control)} of {len(control)}." if control else ""
+    beside = f" With an untrained one, {by_chance} of {compared}." if compared else ""
     return f"{found} of {measured} concepts are found with an average precision of at least {GOOD}.{beside}"
 
 

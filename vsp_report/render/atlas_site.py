@@ -20,7 +20,7 @@ from typing import Any
 
 from vsp_report.atlas import ARRAYS, ATLAS, ATLASES, Atlas, load_atlas
 from vsp_report.recording import file_sha, sha_of
-from vsp_report.render.atlas_cases import Place, Shelf, by_latent, cases_of
+from vsp_report.render.atlas_cases import Place, Shelf, by_latent, cases_of, tap_names
 from vsp_report.render.drawn import comma_separated, script_json
 from vsp_report.render.labels import labels_of
 
@@ -49,7 +49,9 @@ class AtlasSite:
         if not place.sha:
             self._atlas(place)  # says what is wrong with it
         cases, sizes = cases_of(place, told), self._sizes
-        others = [[one.slug, one.tap] for one in self.shelf.places if one.model_sha == place.model_sha]
+        alike = [one for one in self.shelf.places if one.model_sha == place.model_sha]
+        named = tap_names([(one.tap, one.sae) for one in alike])
+        others = [[one.slug, name] for one, name in zip(alike, named, strict=True)]
         packing = sha_of([place.sha, self.sheets_at, *(file_sha(Path(__file__).parent / name) for name in _PACKING)])
         part(f"atlas-data/{place.slug}", packing, lambda: self._data(place))
         key = page_key(place.sha, cases, sorted(sizes.items()), others, self.inside)

@@ -87,7 +87,7 @@ def labels_of(atlas: Atlas, latents: Iterable[int]) -> dict[str, Any]:
         label = atlas.label(latent)
         if label is not None and atlas.alive_L[latent]:
             score = None if label.score is None else float(f"{label.score:.4g}")
-            found[str(latent)] = [label.word, score, is_poor(score, label.labelling.least),
+            found[str(latent)] = [label.word, score, is_poor(label.score, label.labelling.least),
                                   atlas.labellings.index(label.labelling)]  # fmt: skip
     made = [[one.source, one.made, one.score, one.least] for one in atlas.labellings]
     return {"labels": found, "made": made}

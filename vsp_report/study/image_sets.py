@@ -12,12 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vsp_report.errors import InputError
 from vsp_report.model.streams import Picture
 from vsp_report.recording import sha_of
+from vsp_report.study.photographs import SCENES, evenly, pictures_of
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SCENES = "sketchworld"
 FIRST_SCENE = 1_000_000_000
 """Scenes to train on; the bundled models were trained on lower seeds, and what measures draws from higher ones."""
 DRAWN_PX = 384
@@ -50,15 +48,9 @@ def _scenes(n: int) -> ImageSet:
 
 def _files(source: str, n: int | None) -> ImageSet:
     folder = Path(source)
-    if not folder.is_dir():
-        raise InputError(source, "is no folder", "Name a folder of pictures, or sketchworld.")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
-    if not files:
-        raise InputError(source, "holds no picture", f"Put some there ({', '.join(SUFFIXES)}).")
-    n = len(files) if n is None else min(n, len(files))
-    files = [files[k * len(files) // n] for k in range(n)]
+    files = evenly(pictures_of(folder), n)
     names = [file.relative_to(folder).as_posix() for file in files]
     stats = [file.stat() for file in files]
     digest = sha_of([[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)])
     pictures = (Picture(name, partial(Path, file)) for name, file in zip(names, files, strict=True))
-    return ImageSet(tuple(pictures), f"{n} pictures of {folder.name} {digest[:16]}")
+    return ImageSet(tuple(pictures), f"{len(files)} pictures of {folder.name} {digest[:16]}")

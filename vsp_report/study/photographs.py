@@ -238,6 +238,24 @@ def title_of(root: str | Path) -> str:
     return Path(root).resolve().name
 
 
+def pictures_of(folder: str | Path) -> list[Path]:
+    """The files of a folder, and of the folders in it, that are called as pictures are; by name."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(str(folder), "is no folder", "Name a folder of pictures, or sketchworld.")
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
+                   and file.is_file())  # fmt: skip
+    if not files:
+        raise InputError(str(folder), "holds no picture", f"Put some there ({', '.join(SUFFIXES)}).")
+    return files
+
+
+def evenly(files: Sequence[Path], n: int | None) -> list[Path]:
+    """`n` of them, evenly many of all; all without `n`, or where there are fewer."""
+    n = len(files) if n is None else min(n, len(files))
+    return [files[k * len(files) // n] for k in range(n)]
+
+
 def open_source(
     images: str, n: int | None = None, labels: Mapping[str, str] | None = None, told_by: str = "",
     tell: Callable[[str], None] = lambda said: None,
@@ -249,22 +267,15 @@ def open_source(
     """
     if images == SCENES:
         return Scenes(5000 if n is None else n)
-    root = Path(os.path.abspath(images))
-    if not root.is_dir():
-        raise InputError(images, "is no folder", "Name a folder of pictures, or sketchworld.")
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
-                   and file.is_file())  # fmt: skip
-    if not files:
-        raise InputError(images, "holds no picture", f"Put some there ({', '.join(SUFFIXES)}).")
-    every = {file.relative_to(root).as_posix() for file in files}
-    n = len(files) if n is None else min(n, len(files))
-    files = [files[k * len(files) // n] for k in range(n)]
-    names = tuple(file.relative_to(root).as_posix() for file in files)
+    root, every = Path(os.path.abspath(images)), pictures_of(images)
+    files = evenly(every, n)
+    names = tuple(file.relative_to(images).as_posix() for file in files)
     sizes = tuple(file.stat().st_size for file in files)
     if labels is not None:
         if not any(name in labels for name in names):
             raise InputError(told_by, "labels none of the pictures", f"Write names such as {names[0]}.")
-        if astray := [name for name in labels if name not in every]:
+        there = {file.relative_to(images).as_posix() for file in every}
+        if astray := [name for name in labels if name not in there]:
             name = "names" if len(astray) == 1 else "name"
             tell(f"{told_by}: {len(astray)} of {len(labels)} lines {name} no picture, such as {astray[0]}.")
         return Folder(str(root), names, tuple(labels.get(name, "") for name in names), told_by, sizes)

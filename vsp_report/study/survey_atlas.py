@@ -15,6 +15,7 @@ from vsp_report import paths
 from vsp_report.atlas import (
     ABSENT,
     ATLASES,
+    GOOD,
     SCHEMA,
     Arrays,
     Atlas,
@@ -29,6 +30,7 @@ from vsp_report.atlas import (
     place_of,
     save_atlas,
     save_sheets,
+    sheets_named,
     sweep_sheets,
 )
 from vsp_report.errors import InputError
@@ -38,11 +40,8 @@ from vsp_report.model.checkpoints import load_sae
 from vsp_report.study import sheets
 from vsp_report.study.inquiry import versions
 from vsp_report.study.survey import Plan, load_tallies, made_on
+from vsp_report.study.survey_plan import KEPT, NEIGHBOURS
 
-KEPT = 6
-"""References of each latent that an atlas keeps."""
-GOOD = 0.9
-"""Average precision from which on a concept counts as found."""
 TRUSTED = 0.5
 """A case may name latents by a label that scores this, in average precision or in share of references."""
 NAMES = 2
@@ -106,9 +105,8 @@ def make_atlases(
     kept = sorted({int(i) for one in trained for i in one.references_LR[:, :KEPT].ravel() if i >= 0})
     on_step("pictures", 0.0)
     drawn = list(sheets.sheets_of((small[i][0] for i in kept), plan.facts["cell_px"]))
-    folder = save_sheets(parent, drawn)
-    placed = Sheets(folder, tuple(f"{k:03}.webp" for k in range(len(drawn))), plan.facts["cell_px"], sheets.ACROSS,
-                    sheets.DOWN)  # fmt: skip
+    files = tuple(f"{k:03}.webp" for k in range(len(drawn)))
+    before = sheets_named(parent / place.slug for place in places(plan, site))
     number_N = np.full(len(source), -1, np.int64)
     number_N[kept] = np.arange(len(kept))
     written = []
@@ -128,13 +126,16 @@ def make_atlases(
         labellings, label_SL, score_SL = _labellings(plan, one, over_all, given, words)
         cluster_L = np.full(len(alive_L), -1)
         cluster_L[alive_L] = projection.clusters_of(map_L2[alive_L])
-        nearest_LN, cosines_LN = plan.arrays[f"{k}.neighbours"], plan.arrays[f"{k}.cosines"]
+        nearest_LN, cosines_LN, together_LN = projection.first_of(
+            alive_L, plan.arrays[f"{k}.neighbours"], NEIGHBOURS, plan.arrays[f"{k}.cosines"],
+            quality.coactivation(one.tally),
+        )  # fmt: skip
         arrays = Arrays(
             frequency_L=one.tally.frequency_L, patch_frequency_L=one.tally.patch_frequency_L,
             mean_L=one.tally.mean_active_L, mean_overall_L=one.tally.mean_overall_L, max_L=one.tally.max_L,
             histogram_LB=one.tally.histogram_LH, **_judged(one),
             **_references(one, number_N), picture_grids_I2=np.array([small[i][1] for i in kept]).reshape(-1, 2),
-            neighbours_LN=nearest_LN, cosines_LN=cosines_LN, coactivations_LN=quality.coactivation(one.tally),
+            neighbours_LN=nearest_LN, cosines_LN=cosines_LN, coactivations_LN=together_LN,
             map_L2=map_L2, cluster_L=cluster_L, label_SL=label_SL, label_score_SL=score_SL,
         )  # fmt: skip
         atlas = Atlas(
@@ -145,10 +146,12 @@ def make_atlases(
             clusters=_clusters(cluster_L, labellings, label_SL, score_SL, one),
             pictures=tuple(source.name(i) for i in kept),
             picture_labels=tuple(one.labels[one.label_N[i]] if one.label_N[i] >= 0 else "" for i in kept),
-            sheets=placed, arrays=arrays,
+            # Written just before what names them: until then another command beside this one may clear them.
+            sheets=Sheets(save_sheets(parent, drawn), files, plan.facts["cell_px"], sheets.ACROSS, sheets.DOWN),
+            arrays=arrays,
         )  # fmt: skip
         written.append(save_atlas(parent, atlas))
-    sweep_sheets(parent)
+    sweep_sheets(parent, before)
     return written
 
 

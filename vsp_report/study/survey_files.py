@@ -16,7 +16,7 @@ import numpy as np
 
 from vsp_report.errors import VspError
 from vsp_report.maths.tallies import Tally
-from vsp_report.study.survey_plan import Plan, key_of, npz
+from vsp_report.study.survey_plan import KEPT, Plan, key_of, npz
 
 _SHARD = re.compile(r"tally-(\d{6})-(\d{6})\.npz")
 
@@ -36,8 +36,9 @@ def save_tallies(
     arrays: dict[str, np.ndarray] = {}
     for k, tally in enumerate(tallies):
         arrays |= {f"{k}.{name}": _narrow(array) for name, array in tally.arrays().items()}
+    # What is not among the best few here is not among the best few of all.
     needed = {int(i) for k, tally in enumerate(tallies) if not plan.facts["dictionaries"][k]["control"]
-              for i in tally.references.picture_A}  # fmt: skip
+              for i in tally.references.best(KEPT).picture_A}  # fmt: skip
     kept = sorted(needed & small.keys())
     arrays["small.numbers"] = np.array(kept, np.int64)
     arrays["small.grids"] = np.array([small[i][1] for i in kept], np.uint16).reshape(-1, 2)

@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from vsp_report.atlas.folder import IDLE_SECONDS
 from vsp_report.study.survey_plan import KEY, WORK, Plan, this_package
 
 DONE = "done"
 """A file of this name says that a work folder's atlases are written."""
-IDLE_SECONDS = 24 * 3600
 
 
 class Leftover(NamedTuple):

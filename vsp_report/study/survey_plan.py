@@ -1,9 +1,12 @@
 """Survey's plan: what is looked at before a survey, and written down so that all its shards share it.
 
 Some of the pictures, evenly spread, say how large activations and states are (sums are kept in fixed steps of that),
-which latents live and so may be neighbours, and where the middle of all pictures' embeddings is. A picture's embedding
-is the mean of its patches' states at the topmost tap of the survey, which costs no further pass; it is taken from the
-middle, because raw ones all point the same way.
+and where the middle of all pictures' embeddings is. A picture's embedding is the mean of its patches' states at the
+topmost tap of the survey, which costs no further pass; it is taken from the middle, because raw ones all point the same
+way.
+
+Which latents live is known at the end: a latent that is silent on these pictures may be some other's nearest. So
+coactivation is counted with more of the nearest directions than an atlas keeps, dead ones among them.
 """
 
 from __future__ import annotations
@@ -43,7 +46,10 @@ WORK = ".survey-"
 CONTROL_SEED = 20_240
 PROBED = 256
 """So many pictures are looked at first."""
-NEIGHBOURS = 8
+NEIGHBOURS, CANDIDATES = 8, 16
+"""An atlas keeps so many neighbours of a latent: the first that live of so many nearest directions."""
+KEPT = 6
+"""References of each latent that an atlas keeps."""
 EMBEDDING_BYTES = 64 << 20
 """What the sums of embeddings may take for one SAE; wider ones are projected by chance to fewer dimensions."""
 CELL_PX, SMALLER_PX, MANY = 96, 64, 20_000
@@ -217,7 +223,7 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
     pairs = [(sae, False) for sae in saes] + ([(Sae.untrained(CONTROL_SEED, like=sae), True) for sae in saes]
                                               if asked.control else [])  # fmt: skip
     at = [*taps, *taps][: len(pairs)]
-    largest, alive = [0.0] * len(pairs), [np.zeros(sae.d_sae, bool) for sae, _ in pairs]
+    largest = [0.0] * len(pairs)
     means, longest, done, most, unread = [], dict.fromkeys(taps, 0.0), 0, 0, []
     for batch in ready(source, feeder, numbers, LOOKED_AT_ONCE, budget(asked.memory_bytes, vlm)):
         good = [one.prompt for one in batch if one.prompt is not None]
@@ -231,7 +237,6 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
         for k, ((sae, _), tap) in enumerate(zip(pairs, at, strict=True)):
             entries = feeding.read(sae, fed, tap, range(len(good))).entries
             largest[k] = max(largest[k], float(entries.value_E.max(initial=0)))
-            alive[k][entries.latent_E] = True
         means.append(feeding.mean_states(fed, feeder.top))
         longest = {tap: max(length, feeding.longest(fed, tap)) for tap, length in longest.items()}
         on_look(done, count)
@@ -245,7 +250,7 @@ def _look(asked: Asked, vlm: Vlm, saes: Sequence[Sae], taps: Sequence[Tap], on_l
         arrays["projected"] = chance.standard_normal((mean_BD.shape[1], width)) / width**0.5
     told = []
     for k, ((sae, control), tap) in enumerate(zip(pairs, at, strict=True)):
-        nearest = projection.nearest(sae.directions.float().cpu().numpy(), 0 if control else NEIGHBOURS, alive[k])
+        nearest = projection.nearest(sae.directions.float().cpu().numpy(), 0 if control else CANDIDATES)
         arrays |= {f"{k}.neighbours": nearest.latents_LN, f"{k}.cosines": nearest.cosines_LN}
         told.append({
             "control": control, "of": k % len(saes), "latents": sae.d_sae, "unit": unit_for(largest[k]),

@@ -20,7 +20,8 @@ from vsp_report.model.class_lists import ClassList
 from vsp_report.model.classify import Clip, load_clip
 from vsp_report.study import photographs
 from vsp_report.study.photographs import Source
-from vsp_report.study.survey_atlas import KEPT, Surveyed, Words
+from vsp_report.study.survey_atlas import Surveyed, Words
+from vsp_report.study.survey_plan import KEPT
 
 TEMPLATES = ("a {}",)
 AT_ONCE = 32

@@ -4,7 +4,7 @@
     training  every tap's at once, from the same rows
     out/      vision.3/ …, each an SAE that `load_sae` and SAELens read; until they are there, the run's checkpoint
 
-With a cache that is whole no model is loaded.
+With a cache that is whole no model is loaded, where all taps are counted from 0.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vsp_report import paths
 from vsp_report.errors import InputError
 from vsp_report.model.activation_cache import CachedRows, Identity, open_cache, write_cache
 from vsp_report.model.checkpoints import save_sae
+from vsp_report.model.devices import check_device
 from vsp_report.model.runs import Stopped, Trained, device_named, stopping, train_taps
 from vsp_report.model.streams import BUFFER_BATCHES, DTYPES, PictureRows, Source, Stream, trained_taps
 from vsp_report.model.taps import Tap
@@ -78,6 +79,7 @@ def train(
 ) -> Outcome:
     """Raises Stopped when it was asked to stop; then a checkpoint is in `plan.out`."""
     _check(plan)
+    check_device(plan.device)
     recipe, checkpoint = plan.recipe, plan.out / CHECKPOINT
     pictures = image_set(plan.images, plan.n)
     team = _team(plan)
@@ -172,8 +174,10 @@ def _source(
         return Identity(f"{found} in {precision}", pictures.identity, plan.prompt, plan.states, plan.per_pass)
 
     named = identity(f"{Path(plan.model).name} {folder_sha(place)[:16]}") if place.is_dir() else None
-    if named and plan.cache is not None:
-        cached = open_cache(plan.cache, named, tuple(dict.fromkeys(str(Tap.parse(word)) for word in plan.taps)))
+    taps = tuple(dict.fromkeys(Tap.parse(word) for word in plan.taps))
+    # Which layer vision.-1 is, the model knows.
+    if named and plan.cache is not None and not any((tap.layer or 0) < 0 for tap in taps):
+        cached = open_cache(plan.cache, named, tuple(map(str, taps)))
         if cached is not None:
             return cached, named
     vlm = load_vlm(plan.model, device=device, dtype=plan.dtype)
