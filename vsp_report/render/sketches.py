@@ -98,7 +98,7 @@ def figures() -> tuple[Sketch, ...]:
         Sketch(
             "Dose and response", _dose(),
             "The same latents made weaker and stronger. Only the points were measured, and no controls beside them. "
-            "Where the line crosses the middle, both answers are as likely.",
+            "Where the line crosses the middle, both answers are equally likely.",
         ),
         Sketch(
             "Prediction", _scatter(),
