@@ -77,7 +77,7 @@ def test_every_way_to_name_latents(accepted) -> None:
         "{top: 5, by: activation, where: {thing: 1}}": case.ByRank(5, "activation", where=case.Region(thing=1)),
     }
     edits = "".join(f"\n    - {{latents: {words}, set: 0}}" for words in named)
-    steering = accepted(f"{PLAIN}steer:\n  each:{edits}\n").steer[0]
+    steering = accepted(f"{PLAIN}contrast: {{right: a, wrong: b}}\nsteer:\n  each:{edits}\n").steer[0]
     assert [edit.latents for edit in steering.edits] == list(named.values())
     assert {(edit.op, edit.value) for edit in steering.edits} == {("set", 0.0)}
 
@@ -403,7 +403,8 @@ BEYOND_SCHEMA = (
     "NaN", "infinity", "too deep", "a control character", "half a character",  # no such values in JSON
     "a name of reports", "a token by attribution", "an empty box", "onto what comes later", "a sweep of nothing",
     "an expectation of nothing", "a comparison with nothing", "what is never true", "a margin without a contrast",
-    "a figure that is not known", "one answer twice",  # values that must fit together
+    "a figure that is not known", "one answer twice", "a ranking without a contrast", "a baseline without a contrast",
+    "a baseline of what is not drawn", "flips of what is not drawn",  # values that must fit together
 )  # fmt: skip
 
 
