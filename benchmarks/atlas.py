@@ -236,6 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         rounds = [{way: run(way, made[WAYS[way][1]], counts[way]) for way in WAYS} for _ in range(args.rounds)]
         sizes = (("survey", args.memory), ("dense", (args.dense // 2, args.dense)))
         memory = {way: {n: run(way, made[False], n, exact=True)["extra_mib"] for n in of} for way, of in sizes}
+        paper = on_paper(run(ADDING, made[False], 512)["ns"])
     for way in WAYS:
         found[way] = {key: median(one[way][key] for one in rounds) for key in rounds[0][way]}
         found[way] |= {"pictures": counts[way], "ms_a_picture": 1000 * found[way]["cpu_seconds"] / counts[way]}
@@ -255,7 +256,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"memory of {way}: " + ", ".join(f"{mib:.0f} MiB for {count}" for count, mib in of.items()))
     for key, value in ratios.items():
         print(f"{key} = {value:.3f}")
-    paper = on_paper(run(ADDING, made[False], 512)["ns"])
     print("\nImageNet-1k, CLIP-L/14 at 336 px, 32,768 latents, by arithmetic:")
     for key, value in paper.items():
         print(f"  {key:40}{value:>14,.1f}")

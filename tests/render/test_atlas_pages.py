@@ -19,7 +19,7 @@ from vsp_report.atlas import ABSENT, Atlas, load_atlas, save_atlas
 from vsp_report.recording import load_recording
 from vsp_report.render import atlas_data, atlas_drawings, atlas_layers, atlas_pages, site
 from vsp_report.render.atlas_cases import Shelf, matters, tap_names
-from vsp_report.render.findings import p_value
+from vsp_report.render.findings import p_value, turns
 from vsp_report.render.labels import labels_of
 
 CHAIR = "standing-beside-a-chair"
@@ -225,7 +225,7 @@ def test_why_a_latent_matters(evidence: Path) -> None:
     told = {one[0]: one for one in matters(recording)["latents"]}
     edited = {n for one in recording.steered for edit in one.edits if edit.latents != "all" for n in edit.latents}
     assert edited and all(told[n][1] <= 1 for n in edited)
-    turning = [one for one in recording.steered if one.flipped and one.p is not None]
+    turning = [one for one in recording.steered if turns(recording, one) and one.p is not None]
     assert turning and any(f"turns the answer (p\u00a0=\u00a0{p_value(one.p)})" in told[n][2]
                            for one in turning for edit in one.edits for n in edit.latents)  # fmt: skip
     assert {one.number for one in recording.latents} <= told.keys()

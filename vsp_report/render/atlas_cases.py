@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vsp_report.atlas import ATLAS, atlas_sha, atlases_in, same_latents
 from vsp_report.recording import Recording
-from vsp_report.render.findings import counted, number, p_value
+from vsp_report.render.findings import counted, number, p_value, turns
 
 PREDICTED = 20
 """Of the latents with a predicted effect, so many of the strongest are told of."""
@@ -122,6 +122,7 @@ def matters(recording: Recording) -> dict[str, Any]:
             say(latent, 1, f"in the smallest set that turns the answer ({counted(size, 'latent')})")
     for one in recording.steered:
         chance = "" if one.p is None else f" ({_p(p_value(one.p))})"
+        turned = turns(recording, one)
         for edit in one.edits:
             if edit.latents == "all":
                 continue
@@ -129,10 +130,9 @@ def matters(recording: Recording) -> dict[str, Any]:
             how = {"set": f"set to {edit.value:g}", "scale": f"multiplied by {edit.value:g}"}.get(
                 edit.op, f"{edit.value:+g} added")  # fmt: skip
             together = f", with {counted(others, 'other')}" if others else ""
-            turned = f", which turns the answer{chance}" if one.flipped else ""
-            why = f"{how} in “{one.name}”{together}{turned}"
+            why = f"{how} in “{one.name}”{together}{f', which turns the answer{chance}' if turned else ''}"
             for latent in edit.latents:
-                say(latent, 0 if one.flipped else 1, why)
+                say(latent, 0 if turned else 1, why)
     return {
         "id": recording.id,
         "title": recording.case["title"],
