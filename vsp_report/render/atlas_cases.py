@@ -119,7 +119,7 @@ def matters(recording: Recording) -> dict[str, Any]:
     if recording.minimal is not None:
         for latent in recording.minimal.latents:
             size = len(recording.minimal.latents)
-            say(latent, 1, f"in the smallest set that turns the answer ({counted(size, 'latent')})")
+            say(latent, 1, f"in the smallest set that takes the log-odds to the other side ({counted(size, 'latent')})")
     for one in recording.steered:
         chance = "" if one.p is None else f" ({_p(p_value(one.p))})"
         turned = turns(recording, one)
