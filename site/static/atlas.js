@@ -30,8 +30,8 @@
   Object.keys(A.columns).forEach(function (name) { of[name] = column(A.columns[name]); });
   function alive(i) { return of.frequency[i] > 0; }
   function word(i) { return of.word[i] >= 0 ? A.words[of.word[i]][0] : ""; }
-  function least(i) { var least = of.word[i] >= 0 ? A.labellings[A.words[of.word[i]][1]][3] : null; return least === null ? -Infinity : least; }
-  function poor(i) { return of.score[i] < least(i); }
+  // Judged by its score as it was measured, of which the column has a few levels.
+  function poor(i) { return (code[A.poor.charCodeAt(Math.floor(i / 6))] >> i % 6 & 1) === 1; }
   function clusterName(c) { return A.clusters[c][0] || "cluster " + c; }
   // Latents that lie beyond the map's frame are drawn on its rim, as rings.
   var RIM = {};
@@ -581,34 +581,40 @@
       if (view.dataset.latent !== asked || view.hidden) return;
       if (!record) { head.appendChild(element("p", "headline", "Its file is missing from this site: latents/. Build the site again, or copy all of it.")); return; }
       describe(i, record, head);
-      view.dataset.ready = asked;
+      setTimeout(function () {  // its pictures come first: its neighbours need others
+        if (!head.isConnected) return;
+        compare(i, record);
+        view.dataset.ready = asked;
+      });
     });
   }
   function isWhole(i) { return i >= 0 && i < N && i === Math.floor(i); }
 
   function describe(i, record, head) {
-    head.appendChild(labels(record));
+    head.appendChild(labels(i, record));
     head.append(S.button(i) || "");
     head.appendChild(figures(i, record));
     inCases(i);
     references(i, record);
+  }
+  function compare(i, record) {
     var pair = element("div", "pair");
     pair.appendChild(activations(i, record));
     if (record[AT.neighbours].length) pair.appendChild(neighbours(i, record));
     view.appendChild(pair);
   }
-  function labels(record) {
+  function labels(i, record) {
     var found = element("div", "labels");
     if (!record[AT.labels].length) found.appendChild(element("p", "headline unlabelled", "It has no label."));
     record[AT.labels].forEach(function (one, n) {
-      var made = A.labellings[one[2]], bad = made[3] !== null && one[1] !== null && one[1] < made[3];
+      var made = A.labellings[one[2]], bad = n ? made[3] !== null && one[1] !== null && one[1] < made[3] : poor(i);
       var line = element("p", n ? "other-label" : "headline"), score = one[1] === null ? "" : (made[2] || "score") + " " + one[1].toFixed(2);
       line.appendChild(element("span", "word" + (bad ? " poor" : ""), one[0]));
       if (one[1] !== null) {
         line.appendChild(drawing("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "class": "found", "aria-hidden": "true" }, [
           drawing("rect", { "class": "ground", width: 100, height: 10 }), drawing("rect", { "class": bad ? "short" : "reached", width: Math.max(0, Math.min(100, 100 * one[1])), height: 10 })]));
       }
-      line.appendChild(element("span", "score", [bad ? "a poor label: " + score + ", below " + made[3] : score, (made[0] === "given" ? "given by hand: " : "") + made[1]].filter(Boolean).join("; ")));
+      line.appendChild(element("span", "score", [bad ? "a poor label" + (score ? ": " + score + ", below " + made[3] : "") : score, (made[0] === "given" ? "given by hand: " : "") + made[1]].filter(Boolean).join("; ")));
       found.appendChild(line);
     });
     return found;

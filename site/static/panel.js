@@ -684,7 +684,11 @@
       margin.replaceChildren();
       var was = spec.clean ? spec.clean.margin : null, is = round.answered ? round.answered.margin : null;
       if (!spec.case.contrast || is === null || is === undefined) return;
-      if (round.prompt !== spec.case.prompt && round.answered && round.answered.change !== null) was = is - round.answered.change;
+      var from = " as it is, ";
+      if (round.prompt !== spec.case.prompt && round.answered && round.answered.change !== null) {
+        was = is - round.answered.change;
+        if (round.mode === "reconstruct") from = " reconstructed, ";
+      }
       var scale = Math.max(Math.abs(was || 0), Math.abs(is), 1) * 1.1;
       var svg = s("svg", { viewBox: "-100 0 200 26", class: "vsp-bar", role: "img", preserveAspectRatio: "none" });
       /** @param {number | null} value @param {number} y @param {string} kind */
@@ -697,7 +701,7 @@
       bar(is, 14, is > 0 ? "vsp-right" : "vsp-wrong");
       svg.append(s("path", { d: "M0 0V26", class: "vsp-zero" }));
       var pair = spec.case.contrast;
-      var text = "Log-odds of “" + pair[0] + "” against “" + pair[1] + "”: " + (was === null ? "" : signed(was) + " as it is, ") + signed(is) + " now";
+      var text = "Log-odds of “" + pair[0] + "” against “" + pair[1] + "”: " + (was === null ? "" : signed(was) + from) + signed(is) + " now";
       var odds = round.odds || (round.answered && round.answered.p_right !== undefined ? round.answered : null);
       if (odds && odds.p_right !== null) text += "; “" + pair[0] + "” " + share(odds.p_right) + ", “" + pair[1] + "” " + share(odds.p_wrong);
       svg.setAttribute("aria-label", text);
@@ -708,7 +712,12 @@
       compared.replaceChildren();
       var found = round.controls;
       if (!found || !round.answered) return;
-      if (!found.changes.length) { compared.append(h("p", { className: "vsp-hint" }, found.why || "No controls could be drawn.")); return; }
+      if (!found.changes.length) {
+        // Without a contrast there are no log-odds to move: it was looked whether controls are answered in other words.
+        var worded = found.flips === null ? "No controls could be drawn." : "Of matched sets of other latents, " + share(found.flips) + " change the answer.";
+        compared.append(h("p", { className: "vsp-hint" }, found.why || worded));
+        return;
+      }
       var change = round.answered.change || 0;
       var low = Math.min(change, 0, Math.min.apply(null, found.changes)), high = Math.max(change, 0, Math.max.apply(null, found.changes));
       var span = high - low || 1;
@@ -719,7 +728,7 @@
       svg.append(s("rect", { x: 198 * (change - low) / span, y: 0, width: 2, height: 24, class: "vsp-mine" }));
       var text = "Change " + signed(change) + "; " + found.changes.length + " matched sets of other latents change it by " +
         signed(Math.min.apply(null, found.changes)) + " to " + signed(Math.max.apply(null, found.changes)) +
-        (found.p === null ? "" : ", p = " + found.p.toPrecision(2)) + (found.flips === null ? "" : "; " + share(found.flips) + " of them turn the answer");
+        (found.p === null ? "" : ", p = " + found.p.toPrecision(2)) + (found.flips === null ? "" : "; " + share(found.flips) + " of them take the log-odds to the other side of zero");
       svg.setAttribute("aria-label", text);
       compared.append(svg, h("p", { className: "vsp-hint" }, text + "."));
     }

@@ -73,6 +73,7 @@ window.VSP_REFERENCES = function (A, at, masks) {
         var cell = picture % (A.sheets.across * A.sheets.down), px = A.sheets.cell;
         ink.imageSmoothingQuality = "high";
         ink.drawImage(image, cell % A.sheets.across * px, Math.floor(cell / A.sheets.across) * px, px, px, 0, 0, width, height);
+        canvas.dataset.drawn = "";
       }
       if (!values || !masks.on) return;
       ink.fillStyle = colours.paper; ink.globalAlpha = VEIL;
