@@ -270,6 +270,7 @@ def test_a_fault_is_told_with_its_line(refused, more, line, said) -> None:
         ("{scene: {mode: misleading-cue}}", "variation is missing"),
         ("{scene: {family: ghosts}}", "image.scene.family is ghosts"),
         ("{scene: {family: objects, things: []}}", "things has 0 entries"),
+        ("{scene: {family: objects, things: [{kind: cupp, x: 9, y: 9}]}}", "Did you mean cup?"),
         ("{scene: {family: objects, seed: -1}}", "seed is -1"),
         ("{chart: {table: stars, spec: {mark: bar}}}", "image.chart.table is stars"),
         ("{chart: {table: cars, spec: {data: {url: x}, mark: bar}}}", "image.chart.spec.data is not for a case"),
@@ -290,6 +291,28 @@ def test_pictures_that_are_refused(refused, tmp_path, image, said) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     faults = refused(PLAIN.replace("{scene: {family: objects, seed: 3}}", image))
     assert faults[0][0] == 4 and said in faults[0][1]
+
+
+SHOWN = "{scene: {family: objects, things: [{kind: cup, x: 9, y: 9}, {kind: boat, x: 50, y: 50, color: red}]}}"
+
+
+@pytest.mark.parametrize(
+    ("steering", "said"),
+    [
+        ("{latents: {top: 3, by: activation, where: {thing: hat}}, set: 0}", "names 'hat', which is not in the scene"),
+        ("{latents: 3, set: 0, where: {thing: 2}}", "There are: 0 cup, 1 red boat."),
+        ("[{latents: 3, set: 0, where: {thing: 1}}, {latents: 3, set: 0, where: {thing: red}}]", "names 'red'"),
+    ],
+)
+def test_a_part_is_one_of_a_scene_that_is_written_out(refused, steering, said) -> None:
+    faults = refused(PLAIN.replace("{scene: {family: objects, seed: 3}}", SHOWN) + f"steer:\n  a: {steering}\n")
+    assert len(faults) == 1 and faults[0][0] == 7 and said in faults[0][1]
+
+
+@pytest.mark.parametrize("thing", ["cup", "CUP", "boat", "red boat", 0, 1])
+def test_a_part_goes_by_its_name_or_its_number(accepted, thing) -> None:
+    written = PLAIN.replace("{scene: {family: objects, seed: 3}}", SHOWN)
+    accepted(f"{written}steer:\n  a: {{latents: 3, set: 0, where: {{thing: {thing}}}}}\n")
 
 
 def test_a_link_inside_the_folder_is_fine(accepted, tmp_path) -> None:
@@ -480,9 +503,10 @@ def test_a_bundled_case_asks_what_its_scene_was_planted_for(path) -> None:
 def test_what_is_repeated_of_the_world_is_still_so() -> None:
     from vega_datasets import local_data
 
-    from vsp_report.sketchworld import planted, rules
+    from vsp_report.sketchworld import drawing, planted, rules
 
     assert planted.MODES == pictures.PLANTED and rules.FAMILIES == pictures.FAMILIES
+    assert tuple(drawing.SKETCHES) == pictures.THINGS
     assert tuple(sorted(local_data.list_datasets())) == pictures.TABLES
     # What cannot be seen is the world's; that it is not perceived is what a diagnosis says of the model.
     assert {*planted.MODES} - {"cue-missing"} == {*case.FAILURES} - {"perception-missing"}

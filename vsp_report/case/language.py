@@ -15,7 +15,7 @@ from typing import Any
 
 from vsp_report.case.expectations import FAILURES, Expectation
 from vsp_report.case.kinds import As, Choice, Either, Flag, Named, Record, Several, Share, Text, Whole, asked, nearest
-from vsp_report.case.pictures import IMAGE, Image, ImageFile, SceneImage
+from vsp_report.case.pictures import IMAGE, Drawn, Image, ImageFile, SceneImage, numbered
 from vsp_report.case.steerings import STEERING, Controls, Edit, Region, Steering, Sweep
 from vsp_report.case.words import ANSWER, MARKDOWN, SEED, SLUG, TITLE, WORDS, Wrong
 
@@ -166,10 +166,20 @@ class Case:
         parts = [("steer", s.name) for s in self.steer for e in s.edits for w in _regions(e) if w.thing is not None]
         if parts and not isinstance(self.image, SceneImage):
             yield parts[0], "names a thing, but the image is no scene", "Give boxes in pixels: where: {box: …}."
+        yield from self._faults_of_things()
         if self.classify is not None and self.rephrase:
             yield ("rephrase",), "rephrases a classification", "Write more templates instead."
         if self.classify is not None and self.system is not None:
             yield ("system",), "is a system prompt for a classification", "Delete it."
+
+    def _faults_of_things(self) -> Wrong:
+        """Of a scene that is written out: what else it shows is known when it is drawn."""
+        if isinstance(self.image, SceneImage) and isinstance(scene := self.image.scene, Drawn):
+            for steering in self.steer:
+                for where in (where for edit in steering.edits for where in _regions(edit)):
+                    if where.thing is not None and not where.among(scene.parts):
+                        fault = f"names {where.thing!r}, which is not in the scene"
+                        yield ("steer", steering.name), fault, f"There are: {numbered(scene.parts)}."
 
     def _faults_of_names(self) -> Wrong:
         steerings, rephrasings = [s.name for s in self.steer], [r.name for r in self.rephrase]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
@@ -35,11 +35,17 @@ PLANTED = {
     "cue-missing": ("objects", "animals", "people", "cups"),
 }
 FAMILIES = ("objects", "animals", "people", "cups", "charts", "portraits")
+THINGS = (
+    "fish", "turtle", "star", "ball", "boat", "tree", "animal", "bill", "trunk", "snout", "beak", "ears", "antlers",
+    "horns", "points", "person", "chair", "bench", "stool", "sofa", "cane", "walker", "lamp", "plant", "cup", "table",
+    "shelf", "box", "rock", "book", "cushion", "stump", "bucket", "hand", "fist", "foot", "head", "mitten", "puppet",
+    "boot", "hat", "curtain",
+)  # fmt: skip
 TABLES = (
     "airports", "anscombe", "barley", "burtin", "cars", "crimea", "driving", "iowa-electricity", "iris", "la-riots",
     "ohlc", "seattle-temps", "seattle-weather", "sf-temps", "stocks", "us-employment", "wheat",
 )  # fmt: skip
-"""The tables inside the vega_datasets package; the others would have to be downloaded. The three lists above are
+"""The tables inside the vega_datasets package; the others would have to be downloaded. The four lists above are
 repeated here because a case is checked without numpy and pandas; a test holds them to what they repeat."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -85,7 +91,7 @@ _PLACE = Number(-1000, 1000)
 
 @dataclass(frozen=True)
 class SceneThing:
-    kind: str = asked(Text("what it is", 40), "what it is: cup, mitten, person, chair, …")
+    kind: str = asked(Choice(THINGS), "what it is: cup, mitten, person, chair, …")
     x: float = asked(_PLACE, "its place, from the left; a scene is 96 wide")
     y: float = asked(_PLACE, "its place, from the top; a scene is 96 high")
     size: float = asked(Number(0.01, 100), "how many times its usual size", 1.0)
@@ -135,9 +141,21 @@ class Drawn:
     backdrop: SceneBackdrop | None = asked(Record(SceneBackdrop), "what is behind the things", None)
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What `where: {thing: …}` can name, as the scene itself will call it."""
+        if self.chart is None:
+            return tuple(f"{thing.color or ''} {thing.kind}".strip() for thing in self.things)
+        highlight = () if self.chart.highlighted is None else ("highlight",)
+        return (*(f"{bar.color} bar" for bar in self.chart.bars), *highlight)
+
+    @property
     def data(self) -> dict[str, Any]:
         """What `sketchworld.scene.make_scene` takes."""
         return Record(Drawn).plain(self)
+
+
+def numbered(parts: Sequence[str]) -> str:
+    return ", ".join(f"{i} {name}" for i, name in enumerate(parts)) or "nothing"
 
 
 SceneValue: TypeAlias = Planted | Sampled | Drawn

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009  (`asked` is dataclasses.field with a declaration)
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -41,6 +42,14 @@ class Region:
     @property
     def all_boxes(self) -> tuple[tuple[float, ...], ...]:
         return self.boxes if self.box is None else (self.box,)
+
+    def among(self, parts: Sequence[str]) -> list[int]:
+        """Which parts of a scene its thing names; "chair" stands for "red chair" where nothing is called just that."""
+        if isinstance(self.thing, int):
+            return [self.thing] if self.thing < len(parts) else []
+        name = self.thing.casefold()
+        exact = [i for i, part in enumerate(parts) if part.casefold() == name]
+        return exact or [i for i, part in enumerate(parts) if part.casefold().split()[-1:] == [name]]
 
     def faults(self) -> Wrong:
         for i, (x0, y0, x1, y1) in enumerate(self.all_boxes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +37,15 @@ class SaePlan:
     """What is done about dead latents; "" is the architecture's own."""
 
 
-BACKGROUND = 0.25
+BACKGROUND = 0.15
 """The share of the background's patches that a vision tap's autoencoder learns from: most are alike."""
 
 SAES = {
-    "vision.3": SaePlan("vision.3", k=20, steps=1.2, dead="revive"),
-    "vision.3-relu": SaePlan("vision.3", "standard", steps=0.7),
-    "vision.0": SaePlan("vision.0", steps=0.6),
-    "vision.2": SaePlan("vision.2", steps=0.6),
-    "text.2": SaePlan("text.2", k=24, steps=0.6),
+    "vision.3": SaePlan("vision.3", k=28, dead="revive"),
+    "vision.3-relu": SaePlan("vision.3", "standard", steps=0.3),
+    "vision.0": SaePlan("vision.0", steps=0.25),
+    "vision.2": SaePlan("vision.2", steps=0.25),
+    "text.2": SaePlan("text.2", k=24, steps=0.3),
 }
 """By bundled name: the main tap twice (TopK, and ReLU + L1 as in the paper), an early and a middle one, and one on the
 language model's residual stream, over image and text positions."""
@@ -52,17 +53,19 @@ language model's residual stream, over image and text positions."""
 
 @torch.no_grad()
 def tap_states(
-    llava: LlavaForConditionalGeneration, scenes: list[Scene], pixels: np.ndarray, tap: str, device: str
-) -> torch.Tensor:
-    """(rows, width) in half precision: the state of every patch, and for a text tap of every text position too."""
-    place, _, number = tap.partition(".")
-    of_batch = _vision_states if place == "vision" else _text_states
-    parts = []
+    llava: LlavaForConditionalGeneration, scenes: list[Scene], pixels: np.ndarray, taps: Iterable[str], device: str
+) -> dict[str, torch.Tensor]:
+    """Of each tap (rows, width) in half precision: the state of every patch, and for a text tap of every text position
+    too. They fill gigabytes."""
+    parts: dict[str, list[torch.Tensor]] = {tap: [] for tap in taps}
     for i in range(0, len(pixels), BATCH):
         with torch.autocast(device, torch.bfloat16):
             seen = llava.model.vision_tower(normalized(pixels[i : i + BATCH], device), output_hidden_states=True)
-            parts.append(of_batch(llava, seen.hidden_states, scenes[i : i + BATCH], int(number), i).half().cpu())
-    return torch.cat(parts)
+            for tap, kept in parts.items():
+                place, _, number = tap.partition(".")
+                of_batch = _vision_states if place == "vision" else _text_states
+                kept.append(of_batch(llava, seen.hidden_states, scenes[i : i + BATCH], int(number), i).half().cpu())
+    return {tap: torch.cat(kept) for tap, kept in parts.items()}
 
 
 def _vision_states(
@@ -103,7 +106,8 @@ def train_saes(
     """Every planned autoencoder; those that `stages` holds already are taken from there."""
     rows = scenes_to_learn(pool, recipe.sae_scenes)
     scenes, pixels, shown = [pool.scenes[i] for i in rows], pool.pixels[rows], pool.kinds[rows].ravel() != 0
-    states = {}  # one tap's at a time: they fill gigabytes
+    taps = dict.fromkeys(plan.tap for name, plan in SAES.items() if not (stages / f"{name}.json").exists())
+    states = tap_states(llava, scenes, pixels, taps, device) if taps else {}
     saes = {}
     for name, plan in SAES.items():
         kept, notes = stages / name, stages / f"{name}.json"
@@ -111,8 +115,6 @@ def train_saes(
             record.curve.append(json.loads(notes.read_text()))
             saes[name] = load_sae(kept)
             continue
-        if plan.tap not in states:
-            states = {plan.tap: tap_states(llava, scenes, pixels, plan.tap, device)}
         unseen = len(states[plan.tap]) // 20
         started, steps = time.monotonic(), max(2, int(recipe.sae_steps * plan.steps))
         seen = states[plan.tap][unseen:]

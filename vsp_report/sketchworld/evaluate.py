@@ -38,6 +38,10 @@ BELONGS = 0.5
 ENOUGH = 1.0
 """Log-odds from which on an answer counts as repaired and no more latents are added."""
 AMPLIFY = 3.0
+WAY = (0.0, 0.5)
+"""Where gradients are asked: at the edit as it stands, and half the way to one of all that belongs. Where an answer is
+sure, its gradient says little of what it hangs on.
+"""
 TOPIC_SCENES = 90
 CLUSTER_SHARES = (0.75, 0.65, 0.55, 0.45, 0.35)
 """A topic's cluster holds the latents of which at least this share belongs to it; the first that silences it counts."""
@@ -206,7 +210,7 @@ def repairs(
 ) -> list[Edit]:
     """An edit for each scene, chosen in rounds.
 
-    Each round asks the gradient anew, because latents of one thing stand in for each other: of those that belong to the
+    Each round asks gradients anew, because latents of one thing stand in for each other: of those that belong to the
     cue it ablates the two that most support the wrong answer; with `amplify`, of those that belong to the evidence it
     also strengthens the two that most support the right one. A scene whose contrast is right is left as it is.
     """
@@ -220,26 +224,38 @@ def repairs(
         )
         for which in ([p.cause for p in planted], [p.evidence for p in planted])
     )
-    ablated: list[list[int]] = [[] for _ in planted]
-    amplified: list[list[int]] = [[] for _ in planted]
+    evidence &= amplify
+    factors = torch.ones(cue.shape, device=cue.device)
     for _ in range(LATENTS // PER_ROUND):
-        edits = [Edit.of(a, b, AMPLIFY) for a, b in zip(ablated, amplified, strict=True)]
-        seen = probe.attribute(states, latents_BPL, asked, edits)
+        seen = [
+            probe.attribute(states, latents_BPL, asked, _edits(_on_the_way(factors, cue, evidence, share)))
+            for share in WAY
+        ]
+        effect = sum(one.effect_BL for one in seen)
         for row in range(len(planted)):
-            if seen.margin_B[row] > ENOUGH:
-                continue
-            effect = seen.effect_BL[row]
-            ablated[row] += _strongest(effect, cue[row], ablated[row] + amplified[row])
-            if amplify:
-                amplified[row] += _strongest(-effect, evidence[row], ablated[row] + amplified[row])
-    return [Edit.of(a, b, AMPLIFY) for a, b in zip(ablated, amplified, strict=True)]
+            if seen[0].margin_B[row] <= ENOUGH:
+                untouched = factors[row] == 1
+                factors[row, _strongest(effect[row], cue[row] & untouched)] = 0.0
+                factors[row, _strongest(-effect[row], evidence[row] & untouched)] = AMPLIFY
+    return _edits(factors)
 
 
-def _strongest(effect_L: torch.Tensor, allowed_L: torch.Tensor, taken: Sequence[int]) -> list[int]:
-    score = torch.where(allowed_L & (effect_L > 0), effect_L, -torch.inf)
-    score[list(taken)] = -torch.inf
-    best = score.topk(PER_ROUND)
-    return [int(k) for k, v in zip(best.indices, best.values, strict=True) if v > 0]
+def _on_the_way(
+    factors_BL: torch.Tensor, cue_BL: torch.Tensor, evidence_BL: torch.Tensor, share: float
+) -> torch.Tensor:
+    """An edit that goes on, by this share, towards one of all that belongs."""
+    whole = torch.where(cue_BL, 0.0, torch.where(evidence_BL, AMPLIFY, 1.0))
+    return torch.where(factors_BL == 1, 1 + share * (whole - 1), factors_BL)
+
+
+def _edits(factors_BL: torch.Tensor) -> list[Edit]:
+    edited = [(row != 1).nonzero()[:, 0] for row in factors_BL]
+    return [Edit(which.cpu().numpy(), row[which].cpu().numpy()) for row, which in zip(factors_BL, edited, strict=True)]
+
+
+def _strongest(effect_L: torch.Tensor, allowed_L: torch.Tensor) -> torch.Tensor:
+    best = torch.where(allowed_L & (effect_L > 0), effect_L, -torch.inf).topk(PER_ROUND)
+    return best.indices[best.values > 0]
 
 
 def matched(edit: Edit, latents_PL: torch.Tensor, rng: np.random.Generator) -> Edit:

@@ -25,8 +25,10 @@ class Recipe:
     language_rate: float = 1.5e-3
     charts_steps: int = 1_500
     charts_rate: float = 6e-4
+    objects_steps: int = 800
+    objects_rate: float = 8e-4
     sae_scenes: int = 14_000
-    sae_steps: int = 3_000
+    sae_steps: int = 2_500
     seed: int = 0
 
 
@@ -39,6 +41,7 @@ QUICK = Recipe(
     language_steps=3,
     language_batch=8,
     charts_steps=3,
+    objects_steps=3,
     sae_scenes=32,
     sae_steps=4,
 )

@@ -8,7 +8,8 @@ Four stages, each from one seed, each recorded with its curve and its seconds:
    that shows, and their own pixels, so that nothing visible is thrown away. Then the tower is done, and only its words
    and both projections learn on, from pictures read once.
 3. language: the tower is frozen. A projector and a small Llama learn to answer, several questions of one picture in
-   one sequence, each seeing the picture and itself only; then once more, in few steps and mostly from charts.
+   one sequence, each seeing the picture and itself only; then twice more, in few steps, mostly from charts and mostly
+   from several objects.
 4. saes: sparse autoencoders on taps of the frozen tower and of the language model.
 
 Why a frozen tower: captions of four things are learned in a quarter of the time, and LLaVA and CLIP share one tower.
@@ -103,8 +104,9 @@ def _caption_for_contrast(pool: Pool, index: int, draw: float) -> str:
 WORDS = (*rules.PORTRAITS, "chart")
 """The kinds that a caption for contrast may name: of the picture, never of a place in it. So an animal is named and its
 mark is not, a cover and never the part that it covers, a person and never the pose."""
-WITNESSES = 4
-"""So many patches, those that say a word the loudest, answer for the picture."""
+WITNESSES, SPEAKERS = 2, 6
+"""So many patches, those that say a word the loudest, answer for the picture, and so many may say it at all: otherwise
+a word is said all over the place, and an animal's on the whole head."""
 WORDS_WEIGHT = 10
 
 
@@ -118,6 +120,14 @@ class Directions(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return F.linear(states, F.normalize(self.weight, dim=-1), self.bias)
+
+
+def _said_in_place(logits_BPW: torch.Tensor, words_BW: torch.Tensor) -> torch.Tensor:
+    """The words of the caption and no others, each by few patches."""
+    loudest_BSW = logits_BPW.topk(SPEAKERS, dim=1).values
+    said = F.binary_cross_entropy_with_logits(loudest_BSW[:, :WITNESSES].mean(1), words_BW)
+    others_BW = F.softplus(logits_BPW).sum(1) - F.softplus(loudest_BSW).sum(1)
+    return WORDS_WEIGHT * said + (others_BW * words_BW).sum() / words_BW.sum().clamp_min(1) / (PATCHES - SPEAKERS)
 
 
 def named_by_captions(scenes: Sequence[Scene]) -> np.ndarray:
@@ -174,11 +184,7 @@ def train_tower(pool: Pool, recipe: Recipe, device: str, record: Record) -> CLIP
                 F.cross_entropy(logits.flatten(0, 1), colors.flatten(), ignore_index=NO_LABEL)
                 for logits in tinted.values()
             ),
-            "words": WORDS_WEIGHT
-            * _mean(
-                F.binary_cross_entropy_with_logits(logits.topk(WITNESSES, dim=1).values.mean(1), words)
-                for logits in called.values()
-            ),
+            "words": _mean(_said_in_place(logits, words) for logits in called.values()),
             "pixels": 0.5 * F.mse_loss(heads["pixels"](patches[FEATURE_LAYER]), coarse),
             "contrast": _contrast(image.float(), text.float(), clip.logit_scale.exp().clamp(max=60), texts),
         }
@@ -259,10 +265,11 @@ class Round:
 
 
 def rounds(recipe: Recipe) -> tuple[Round, ...]:
-    """Finding a thing in the picture by its name is learned last, and in charts last of all."""
+    """Finding a thing in the picture by its name is learned last, and all at once; the last two are there for that."""
     return (
         Round("language", recipe.language_steps, recipe.language_rate, {"objects": 2, "charts": 2}),
         Round("charts", recipe.charts_steps, recipe.charts_rate, {"charts": 5}),
+        Round("objects", recipe.objects_steps, recipe.objects_rate, {"objects": 6, "charts": 2}),
     )
 
 

@@ -22,6 +22,7 @@ from PIL import Image as Pil
 
 from vsp_report.case import Case, ChartImage, Drawn, ImageFile, Planted, SceneImage
 from vsp_report.case import Region as Named
+from vsp_report.case.pictures import numbered
 from vsp_report.errors import CaseError, ImageError
 from vsp_report.maths.edits import Region
 from vsp_report.model.vlm import load_image
@@ -69,24 +70,16 @@ class Seen:
             return None
         if named.thing is None:
             return Region(tuple(tuple(map(float, box)) for box in named.all_boxes))
-        shown_P = self._shows(self._parts(named.thing, place), boxes_P4)
+        shown_P = self._shows(self._parts(named, place), boxes_P4)
         if not shown_P.any():
             raise CaseError(place, f"no patch shows {named.thing!r}", "Name a thing that is larger, or a box.")
         return Region(joined(boxes_P4[shown_P]))
 
-    def _parts(self, thing: str | int, place: str) -> list[int]:
+    def _parts(self, named: Named, place: str) -> list[int]:
         parts = self.scene.parts if self.scene else ()
-        if isinstance(thing, int):
-            if thing < len(parts):
-                return [thing]
-        else:
-            found = [i for i, name in enumerate(parts) if name.casefold() == thing.casefold()]
-            # "the chair" for "red chair", as long as nothing is called just that
-            found = found or [i for i, name in enumerate(parts) if name.casefold().split()[-1:] == [thing.casefold()]]
-            if found:
-                return found
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(parts)) or "nothing"
-        raise CaseError(place, f"names {thing!r}, which is not in the scene", f"There are: {known}.")
+        if found := named.among(parts):
+            return found
+        raise CaseError(place, f"names {named.thing!r}, which is not in the scene", f"There are: {numbered(parts)}.")
 
     def _shows(self, parts: list[int], boxes_P4: np.ndarray) -> np.ndarray:
         width, height = self.image.size
