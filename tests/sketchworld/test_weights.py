@@ -77,7 +77,7 @@ def test_the_training_record_is_beside_the_weights(shipped_weights):
     assert {"clip", "llava", "saes"} <= record["seconds"].keys()
     assert record["recipe"]["seed"] == 0
     stages = [row["stage"] for row in record["curve"]]
-    assert {"tower", "words", "language", "charts", *(f"sae {name}" for name in SAES)} <= set(stages)
+    assert {"tower", "words", "language", *(f"sae {name}" for name in SAES)} <= set(stages)
 
 
 def test_bundled_names_are_the_folders(shipped_weights):

@@ -23,10 +23,6 @@ class Recipe:
     language_steps: int = 7_000
     language_batch: int = 24
     language_rate: float = 1.5e-3
-    charts_steps: int = 1_500
-    charts_rate: float = 6e-4
-    objects_steps: int = 800
-    objects_rate: float = 8e-4
     sae_scenes: int = 14_000
     sae_steps: int = 2_500
     seed: int = 0
@@ -40,8 +36,6 @@ QUICK = Recipe(
     words_batch=16,
     language_steps=3,
     language_batch=8,
-    charts_steps=3,
-    objects_steps=3,
     sae_scenes=32,
     sae_steps=4,
 )

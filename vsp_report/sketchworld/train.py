@@ -8,8 +8,7 @@ Four stages, each from one seed, each recorded with its curve and its seconds:
    that shows, and their own pixels, so that nothing visible is thrown away. Then the tower is done, and only its words
    and both projections learn on, from pictures read once.
 3. language: the tower is frozen. A projector and a small Llama learn to answer, several questions of one picture in
-   one sequence, each seeing the picture and itself only; then twice more, in few steps, mostly from charts and mostly
-   from several objects.
+   one sequence, each seeing the picture and itself only.
 4. saes: sparse autoencoders on taps of the frozen tower and of the language model.
 
 Why a frozen tower: captions of four things are learned in a quarter of the time, and LLaVA and CLIP share one tower.
@@ -24,7 +23,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -253,51 +252,27 @@ def _held_out(
     return {"held_out": right / count, "captions": captions / len(asked)}
 
 
-@dataclass(frozen=True)
-class Round:
-    """One cycle of the language stage."""
-
-    stage: str
-    steps: int
-    rate: float
-    times: dict[str, int]
-    """how often a scene of a family comes, where it is not once"""
-
-
-def rounds(recipe: Recipe) -> tuple[Round, ...]:
-    """Finding a thing in the picture by its name is learned last, and all at once; the last two are there for that."""
-    return (
-        Round("language", recipe.language_steps, recipe.language_rate, {"objects": 2, "charts": 2}),
-        Round("charts", recipe.charts_steps, recipe.charts_rate, {"charts": 5}),
-        Round("objects", recipe.objects_steps, recipe.objects_rate, {"objects": 6, "charts": 2}),
-    )
+OFTEN = {"objects": 2, "charts": 2}
+"""How often a scene of a family comes, where it is not once: finding a thing in the picture by its name is learned
+last."""
 
 
 def train_language(
     llava: LlavaForConditionalGeneration, pool: Pool, features: torch.Tensor, recipe: Recipe, device: str,
     record: Record, held_out: tuple[list[list[rules.Question]], torch.Tensor] | None = None,
 ) -> LlavaForConditionalGeneration:  # fmt: skip
-    for number, one in enumerate(rounds(recipe)):
-        _train_round(llava, pool, features, recipe, device, record, held_out, one, recipe.seed + 1 + 10 * number)
-    return llava.eval()
-
-
-def _train_round(
-    llava: LlavaForConditionalGeneration, pool: Pool, features: torch.Tensor, recipe: Recipe, device: str,
-    record: Record, held_out: tuple[list[list[rules.Question]], torch.Tensor] | None, one: Round, seed: int,
-) -> None:  # fmt: skip
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed + 1)
     llava.to(device).train()
     attend_fast(llava)
     llava.model.vision_tower.requires_grad_(False).eval()
     parameters = [p for p in llava.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=one.rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = _schedule(optimizer, one.rate, one.steps)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.language_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = _schedule(optimizer, recipe.language_rate, recipe.language_steps)
     packer = Packer()
-    generator = torch.Generator().manual_seed(seed)
-    shown = np.asarray([i for i, scene in enumerate(pool.scenes) for _ in range(one.times.get(scene.family, 1))])
-    started = time.monotonic()
-    for step, picked in enumerate(_batches(len(shown), recipe.language_batch, one.steps, generator)):
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    shown = np.asarray([i for i, scene in enumerate(pool.scenes) for _ in range(OFTEN.get(scene.family, 1))])
+    started, last = time.monotonic(), recipe.language_steps - 1
+    for step, picked in enumerate(_batches(len(shown), recipe.language_batch, recipe.language_steps, generator)):
         rows = shown[picked]
         batch = packer.batch([rules.questions(pool.scenes[i], step * 1_000_003 + int(i)) for i in rows])
         with torch.autocast(device, torch.bfloat16):
@@ -310,15 +285,15 @@ def _train_round(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == one.steps - 1:
+        if step % 100 == 0 or step == last:
             figures = {}
-            if held_out and (step % 400 == 0 or step == one.steps - 1) and step:
+            if held_out and (step % 400 == 0 or step == last) and step:
                 llava.eval()
                 figures = _held_out(llava, *held_out, device)
                 llava.train()
                 llava.model.vision_tower.eval()
-            record.note(one.stage, step, loss=loss.detach(), seconds=time.monotonic() - started, **figures)
-    llava.eval()
+            record.note("language", step, loss=loss.detach(), seconds=time.monotonic() - started, **figures)
+    return llava.eval()
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------
