@@ -507,6 +507,12 @@ def test_what_is_repeated_of_the_world_is_still_so() -> None:
 
     assert planted.MODES == pictures.PLANTED and rules.FAMILIES == pictures.FAMILIES
     assert tuple(drawing.SKETCHES) == pictures.THINGS
+    for scene in (rules.sample_scene(seed, family) for family in rules.FAMILIES for seed in range(3)):
+        data = scene.to_dict()
+        things = tuple(pictures.SceneThing(**thing) for thing in data.get("things", ()))
+        bars = tuple(pictures.SceneBar(**bar) for bar in data.get("chart", {}).get("bars", ()))
+        chart = pictures.SceneChart(**data["chart"] | {"bars": bars}) if bars else None
+        assert pictures.Drawn(scene.family, things, chart).parts == scene.parts
     assert tuple(sorted(local_data.list_datasets())) == pictures.TABLES
     # What cannot be seen is the world's; that it is not perceived is what a diagnosis says of the model.
     assert {*planted.MODES} - {"cue-missing"} == {*case.FAILURES} - {"perception-missing"}

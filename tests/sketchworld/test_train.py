@@ -136,3 +136,18 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_drawn(tmp_path, m
     with pytest.raises(InputError, match=r"--device: is cuda, and torch finds none\. Take cpu or auto"):
         train.train(tmp_path / "out", device="cuda")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_word_is_said_by_few_patches_and_never_where_it_is_not():
+    words = torch.tensor([[1.0, 0.0]])
+
+    def cost(said: int, not_there: int = 0) -> float:
+        logits = torch.full((1, PATCHES, 2), -6.0)
+        logits[0, :said, 0] = logits[0, :not_there, 1] = 6.0
+        return float(train._said_in_place(logits, words))
+
+    few = cost(train.WITNESSES)
+    assert cost(train.SPEAKERS) <= few + 1e-3, "as many as may speak"
+    assert few < cost(train.SPEAKERS + 6) < cost(PATCHES), "everyone more costs"
+    assert cost(0) > 10 * few, "somebody has to say it"
+    assert cost(train.WITNESSES, train.WITNESSES) > 10 * few, "nobody says what is not there"

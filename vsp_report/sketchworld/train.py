@@ -252,7 +252,7 @@ def _held_out(
     return {"held_out": right / count, "captions": captions / len(asked)}
 
 
-OFTEN = {"objects": 2, "charts": 2}
+TIMES = {"objects": 2, "charts": 2}
 """How often a scene of a family comes, where it is not once: finding a thing in the picture by its name is learned
 last."""
 
@@ -270,7 +270,7 @@ def train_language(
     schedule = _schedule(optimizer, recipe.language_rate, recipe.language_steps)
     packer = Packer()
     generator = torch.Generator().manual_seed(recipe.seed + 1)
-    shown = np.asarray([i for i, scene in enumerate(pool.scenes) for _ in range(OFTEN.get(scene.family, 1))])
+    shown = np.asarray([i for i, scene in enumerate(pool.scenes) for _ in range(TIMES.get(scene.family, 1))])
     started, last = time.monotonic(), recipe.language_steps - 1
     for step, picked in enumerate(_batches(len(shown), recipe.language_batch, recipe.language_steps, generator)):
         rows = shown[picked]
