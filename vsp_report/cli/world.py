@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ def _pixels(text: str) -> int:
 def _sketchworld_train(args: argparse.Namespace) -> int:
     from vsp_report.sketchworld import train
 
-    train.train(args.out, work=args.work, device=args.device, seed=args.seed, quick=args.quick)
+    train.train(args.out, work=args.work, device=args.device, seed=args.seed, quick=args.quick, tell=_tell)
     print(f"written: {args.out}")
     return 0
 
@@ -111,7 +112,7 @@ def _sketchworld_eval(args: argparse.Namespace) -> int:
     card = _Card.read(weights / "README.md") if args.card else None
     from vsp_report.sketchworld import evaluate
 
-    figures = evaluate.evaluate(weights, scenes=args.scenes, device=args.device)
+    figures = evaluate.evaluate(weights, scenes=args.scenes, device=args.device, tell=_tell)
     table = evaluate.table(figures)
     print(table)
     if args.json is not None:
@@ -119,6 +120,10 @@ def _sketchworld_eval(args: argparse.Namespace) -> int:
     if card is not None:
         write_whole(card.path, f"{card.before}\n{table}\n{card.after}")
     return NOT_MET if any(figure["met"] is False for figure in figures.values()) else 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class _Card(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 import torch
@@ -55,8 +55,13 @@ class Record:
     threads: int = field(default_factory=torch.get_num_threads)
     seconds: dict[str, float] = field(default_factory=dict)
     curve: list[dict] = field(default_factory=list)
+    tell: InitVar[Callable[[str], object]] = lambda _: None
+    """Hears each row of the curve as it comes; no part of the record."""
+
+    def __post_init__(self, tell: Callable[[str], object]) -> None:
+        self._tell = tell
 
     def note(self, stage: str, step: int, **figures: float) -> None:
         row = {"stage": stage, "step": step, **{k: round(float(v), 4) for k, v in figures.items()}}
         self.curve.append(row)
-        print(" ".join(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
+        self._tell(" ".join(f"{k}={v}" for k, v in row.items()))

@@ -22,7 +22,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -299,10 +299,13 @@ def train_language(
 # --- the whole ---------------------------------------------------------------------------------------------------
 
 
-def train(out: Path, *, work: Path | None = None, device: str = "auto", seed: int = 0, quick: bool = False) -> None:
+def train(
+    out: Path, *, work: Path | None = None, device: str = "auto", seed: int = 0, quick: bool = False,
+    tell: Callable[[str], object] = lambda _: None,
+) -> None:  # fmt: skip
     """Run every stage and write the weights folder, whole or not at all.
 
-    `work` keeps the finished stages: a run that was cut short goes on from them.
+    `work` keeps the finished stages: a run that was cut short goes on from them. `tell` hears each row of the record.
     """
     if out.exists():
         raise InputError(str(out), "is there already", "Name a folder that is not, or move it away.")
@@ -310,7 +313,7 @@ def train(out: Path, *, work: Path | None = None, device: str = "auto", seed: in
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", "is cuda, and torch finds none", "Take cpu or auto.")
     recipe = replace(QUICK if quick else Recipe(), seed=seed)
-    record = Record(recipe, device)
+    record = Record(recipe, device, tell=tell)
     stages = work or out.with_name(f".{out.name}.stages")
     stages.mkdir(parents=True, exist_ok=True)
     _same_recipe(stages, recipe)
