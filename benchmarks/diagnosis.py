@@ -1,6 +1,6 @@
 """Diagnosis: SketchWorld plants failures whose cause is known; how often does the diagnosis name it?
 
-    OMP_NUM_THREADS=1 python benchmarks/diagnosis.py [--n 100] [--jobs 2] [--first 80000] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/diagnosis.py [--n 100] [--jobs 2] [--first 90000] [--json FILE]
 
 Three failure modes with `--n` cases each, spread evenly over their variations; as many cases in which nothing is
 wrong; half as many in which what is asked about stands behind a curtain; and half as many in which nothing is wrong
@@ -14,8 +14,9 @@ A planted scene that the model answers rightly is no failure, and one that it an
 failure than the planted one; both are counted apart, and further seeds are drawn, up to three times as many as asked
 for. Behind a curtain any answer but the right one will do: a user writes down what the model said.
 
-Seeds below 10,000 are those that the rule was made on. The default, from 80,000 on, was not looked at before. Earlier
-forms of it were measured from 50,000, 60,000 and 70,000 on, and what they missed there was the reason to look again.
+Seeds below 10,000 are those that the rule was made on, with other weights. The default, from 90,000 on, was not looked at
+before. Earlier forms of it were measured from 50,000, 60,000 and 70,000 on, and what they missed there was the reason to
+look again; its present form with the weights before these from 80,000 on.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ def report(told: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--n", type=int, default=100, help="cases of each failure mode")
-    parser.add_argument("--first", type=int, default=80_000, help="the first seed")
+    parser.add_argument("--first", type=int, default=90_000, help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--only", choices=ROWS, action="append", help="of these rows only")
     parser.add_argument("--json", type=Path, metavar="FILE")

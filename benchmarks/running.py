@@ -23,7 +23,7 @@ from pathlib import Path
 
 from vsp_report.recording import comparable, load_recording
 
-CASES = ("cup-on-a-mitten", "standing-beside-a-bench", "elephant-rabbit", "four-topics", "goat-or-pig")
+CASES = ("cup-on-a-mitten", "standing-beside-a-bench", "goat-pig", "four-topics", "goat-or-pig")
 EMPTY = "from vsp_report import load_sae, load_vlm\nload_vlm('sketchworld'), load_sae('sketchworld/vision.3')\n"
 
 

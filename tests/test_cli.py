@@ -213,14 +213,15 @@ def test_train_hands_over_what_is_typed(room, tmp_path, capsys) -> None:
     room("train", train=lambda *args, **kwargs: asked.append((args, kwargs)))
     words = ["--out", str(tmp_path / "w"), "--work", "k", "--device", "cpu", "--seed", "7", "--quick"]
     assert cli.main(["sketchworld", "train", *words]) == 0
-    assert asked == [((tmp_path / "w",), {"work": Path("k"), "device": "cpu", "seed": 7, "quick": True})]
+    told = {"work": Path("k"), "device": "cpu", "seed": 7, "quick": True, "tell": cli.world._tell}
+    assert asked == [((tmp_path / "w",), told)]
 
 
 @pytest.mark.parametrize(("figures", "code"), [(MET, 0), (NO_GOAL, 0), (UNMET, 1)])
 def test_eval_returns_1_when_a_goal_is_not_met(figures, code, evaluated, weights, capsys) -> None:
     asked = evaluated(figures)
     assert cli.main(["sketchworld", "eval", "--weights", str(weights), "--scenes", "5", "--device", "cpu"]) == code
-    assert asked == {"weights": weights, "scenes": 5, "device": "cpu"}
+    assert asked == {"weights": weights, "scenes": 5, "device": "cpu", "tell": cli.world._tell}
     assert capsys.readouterr().out == f"table of {len(figures)}\n"
 
 
@@ -316,9 +317,9 @@ def test_the_largest_scene_is_as_large_as_a_cases() -> None:
 
 
 def test_draw_tells_what_is_asked_of_a_planted_scene(tmp_path, capsys) -> None:
-    words = ["--mode", "hidden-cue", "--variation", "duck-rabbit", "--size", "48", "--out", str(tmp_path)]
+    words = ["--mode", "hidden-cue", "--variation", "duck-cat", "--size", "48", "--out", str(tmp_path)]
     assert cli.main(["sketchworld", "draw", *words]) == 0
-    assert "right: a duck; wrong: a rabbit" in capsys.readouterr().out
+    assert "right: a duck; wrong: a cat" in capsys.readouterr().out
 
 
 def test_draw_of_an_unknown_family_leaves_nothing(tmp_path, capsys) -> None:

@@ -39,7 +39,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base, clip = full(), replace(made, model="sketchworld-clip", model_sha="another", states_sha=tower)
     arrays = replace(base.arrays, predicting_TP=None, own_TP=None, heatmap_TL=None)
     recording = replace(classification(), latents=base.latents, arrays=arrays, provenance=clip)
-    save_recording(out / "recordings" / CLIP, recording, {"images/input.png": picture("hidden-cue", "duck-rabbit")})
+    save_recording(out / "recordings" / CLIP, recording, {"images/input.png": picture("hidden-cue", "duck-cat")})
     atlases.save(out / "atlas", 300, ("vision.1", "vision.2"), model_sha=made.model_sha)
     assert not site.build(out / "recordings", out).faults
     return out

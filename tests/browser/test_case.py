@@ -128,7 +128,7 @@ def test_a_classification_has_masks_and_classes(page: Page, tmp_path: Path) -> N
     latents = tuple(replace(one, frequency=None, mean_activation=None) for one in base.latents)
     recording = replace(classification(), latents=latents, arrays=arrays)
     save_recording(
-        tmp_path / "recordings" / "duck", recording, {"images/input.png": picture("hidden-cue", "duck-rabbit")}
+        tmp_path / "recordings" / "duck", recording, {"images/input.png": picture("hidden-cue", "duck-cat")}
     )
     site.build(tmp_path / "recordings", tmp_path)
     page.open((tmp_path / "cases/duck/index.html").as_uri())

@@ -117,15 +117,15 @@ def test_turning_nothing_is_nothing() -> None:
 
 def test_a_classification_is_held_in_the_same_way(sae) -> None:
     clip = load_clip("sketchworld-clip")
-    image = plant("hidden-cue", "duck-rabbit", 1).scene.draw(192)
-    classes = clip.classes(ClassList("animals", ("duck", "rabbit", "goat"), ("a {}",)))
-    held = bench.classifying(clip, sae, clip.read(image), classes, Contrast("duck", "rabbit"))
+    image = plant("hidden-cue", "duck-cat", 1).scene.draw(192)
+    classes = clip.classes(ClassList("animals", ("duck", "cat", "goat"), ("a {}",)))
+    held = bench.classifying(clip, sae, clip.read(image), classes, Contrast("duck", "cat"))
     steerings = _steerings(sae, _active(held))
     told = classify(clip, image, classes, sae=sae, steerings=steerings)
-    expected = [one.log_odds("duck", "rabbit") for one in told.after]
+    expected = [one.log_odds("duck", "cat") for one in told.after]
     assert held.log_odds(held.changes(steerings)) == pytest.approx(expected, abs=2e-4)
     gradients = held.attribution()
-    assert gradients.log_odds == pytest.approx(told.before.log_odds("duck", "rabbit"), abs=2e-4)
+    assert gradients.log_odds == pytest.approx(told.before.log_odds("duck", "cat"), abs=2e-4)
     effects = gradients.effects("scale", 0.9)
     strong = effects.abs().argsort(descending=True)[:8].tolist()
     _nearly(held.shifts(held.changes([Steering(str(k), (Edit((k,), "scale", 0.9),)) for k in strong])), effects[strong])
@@ -176,9 +176,9 @@ def test_a_text_is_read_token_by_token_under_a_change(vlm, sae, asked) -> None:
 
 def test_classes_are_what_else_a_classification_may_say(sae) -> None:
     clip = load_clip("sketchworld-clip")
-    classes = clip.classes(ClassList("animals", ("duck", "rabbit", "goat"), ("a {}",)))
-    picture = clip.read(plant("hidden-cue", "duck-rabbit", 1).scene.draw(192))
-    held = bench.classifying(clip, sae, picture, classes, Contrast("duck", "rabbit"))
+    classes = clip.classes(ClassList("animals", ("duck", "cat", "goat"), ("a {}",)))
+    picture = clip.read(plant("hidden-cue", "duck-cat", 1).scene.draw(192))
+    held = bench.classifying(clip, sae, picture, classes, Contrast("duck", "cat"))
     assert held.parting == (0, 1) and held.word(2) == "goat"
     assert np.exp(held.likely([torch.zeros_like(held.states_SD)])).sum() == pytest.approx(1, abs=1e-5)
 

@@ -253,7 +253,7 @@ def classification() -> Recording:
         title="A duck-rabbit, classified", failure="hidden-cue", prompt=None, rephrase=None, sweep=None,
         controls={"draws": 0}, classify={"classes": list(classes), "templates": ["a picture of a {}"]},
         contrast={"right": "duck", "wrong": "rabbit"},
-        image={"scene": {"mode": "hidden-cue", "variation": "duck-rabbit"}},
+        image={"scene": {"mode": "hidden-cue", "variation": "duck-cat"}},
         steer={"no-rabbit": [{"latents": {"label": "rabbit"}, "set": 0}]},
         expect={"before": {"answer": "rabbit"}, "after": {"no-rabbit": {"answer": "duck"}}},
     )  # fmt: skip
@@ -300,7 +300,7 @@ def hostile() -> Recording:
 
 def save_all(folder: Path, only: tuple[str, ...] = ()) -> Path:
     """The synthetic recordings on disk, by their folder's name."""
-    chair, duck = picture(), picture("hidden-cue", "duck-rabbit")
+    chair, duck = picture(), picture("hidden-cue", "duck-cat")
     made: Mapping[str, tuple[Recording, dict[str, bytes]]] = {
         "standing-beside-a-chair": (full(), {"images/input.png": chair, "notebook.ipynb": b"{}"}),
         "failed-in-a-cell": (failed(), {"images/input.png": chair}),

@@ -144,8 +144,8 @@ def test_a_latents_file_has_all_of_it(large: bool) -> None:
             assert row == 0
             continue
         wanted = (facts.frequency, facts.patch_frequency, facts.mean, facts.mean_overall, facts.max)
-        assert row[:5] == pytest.approx(wanted, rel=1e-3)
-        assert row[5:8] == pytest.approx((facts.entropy, facts.monosemanticity, facts.uniqueness), rel=1e-3)
+        assert row[:5] == pytest.approx(wanted, rel=5e-3)
+        assert row[5:8] == pytest.approx((facts.entropy, facts.monosemanticity, facts.uniqueness), rel=5e-3)
         assert [[one[0], pytest.approx(one[1])] for one in row[8]] == [[facts.label.word, facts.label.score]] or (
             row[8][0][1] == pytest.approx(facts.label.score, rel=1e-3)
         )
@@ -158,7 +158,7 @@ def test_a_latents_file_has_all_of_it(large: bool) -> None:
             packed = np.frombuffer(base64.b64decode(reference[6]), np.uint8).reshape(-1, wide).astype(int)
             grid[packed[:, 0] if wide == 2 else packed[:, 0] * 256 + packed[:, 1]] = packed[:, -1] / 255
             # A reference's patch that comes twice is one patch; the page and the atlas both keep the last.
-            np.testing.assert_allclose(grid * reference[1], atlas.grid(n, r).ravel(), rtol=2e-3)
+            np.testing.assert_allclose(grid * reference[1], atlas.grid(n, r).ravel(), rtol=6e-3)
 
 
 def test_32768_latents_are_light(tmp_path: Path) -> None:

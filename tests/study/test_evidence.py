@@ -229,9 +229,9 @@ def test_glances_show_what_there_is(inquiry: Inquiry) -> None:
 def test_a_classification_goes_the_same_way(folder: Path) -> None:
     path = written(
         folder, "classes", model="sketchworld-clip", prompt=None, rephrase=None,
-        image={"scene": {"mode": "hidden-cue", "variation": "duck-rabbit", "seed": 1}},
-        classify={"classes": ["duck", "rabbit", "goat"], "templates": ["a {}"]},
-        contrast={"right": "duck", "wrong": "rabbit"}, controls={"draws": 10},
+        image={"scene": {"mode": "hidden-cue", "variation": "duck-cat", "seed": 1}},
+        classify={"classes": ["duck", "cat", "goat"], "templates": ["a {}"]},
+        contrast={"right": "duck", "wrong": "cat"}, controls={"draws": 10},
         steer={
             "off": [{"latents": {"top": 8, "by": "attribution", "supports": "wrong"}, "set": 0}],
             "remade": {"mode": "reconstruct", "edits": [{"latents": {"top": 3, "by": "activation"}, "set": 0}]},

@@ -30,7 +30,7 @@ from vsp_report.case.words import SEED, Wrong
 PLANTED = {
     "limited-alignment": ("mitten", "puppet", "boot", "hat"),
     "misleading-cue": ("chair", "bench", "stool", "sofa", "highlight"),
-    "hidden-cue": ("duck-rabbit", "elephant-rabbit", "pig-cat", "parrot-cat"),
+    "hidden-cue": ("pig-rabbit", "goat-pig", "duck-cat", "duck-deer"),
     "none": ("objects", "animals", "people", "cups", "charts"),
     "cue-missing": ("objects", "animals", "people", "cups"),
 }

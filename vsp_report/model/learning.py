@@ -208,7 +208,7 @@ class Learner:
     def resample(self, x_BD: torch.Tensor, optimiser: torch.optim.Adam, generator: torch.Generator) -> None:
         """Point each dead latent at a row that is explained badly, and let its optimiser forget."""
         length = self.weights.encoder_LD[~self.dead_L].norm(dim=1).mean() if bool((~self.dead_L).any()) else 1.0
-        self._born_again(x_BD, generator, 0.2 * length, 0.0)
+        self._born_again(x_BD - self.reconstruct(x_BD), generator, 0.2 * length, 0.0)
         for weight in self.weights[:3]:
             for moment in {"exp_avg", "exp_avg_sq"} & optimiser.state[weight].keys():
                 optimiser.state[weight][moment][self.dead_L] = 0.0
@@ -218,18 +218,17 @@ class Learner:
     def revive(self, x_BD: torch.Tensor, generator: torch.Generator) -> None:
         """The same, loudly: many win a place among the K at once and are corrected, where a latent that has to be
         lifted up to it from silence ends as one that is always on."""
-        error_B = (x_BD - self.reconstruct(x_BD)).norm(dim=1)
-        self._born_again(x_BD, generator, 1.0, -0.5 * float(error_B.mean()))
+        error_BD = x_BD - self.reconstruct(x_BD)
+        self._born_again(error_BD, generator, 1.0, -0.5 * float(error_BD.norm(dim=1).mean()))
 
-    def _born_again(self, x_BD: torch.Tensor, generator: torch.Generator, length: float, bias: float) -> None:
+    def _born_again(self, error_BD: torch.Tensor, generator: torch.Generator, length: float, bias: float) -> None:
         """Dead latents look for, and write, what is left over of rows; of one that is explained badly the likelier."""
         encoder_LD, b_enc_L, decoder_LD, _ = self.weights
         dead = self.dead_L.nonzero()[:, 0]
-        error_BD = x_BD - self.reconstruct(x_BD)
         loss_B = error_BD.square().sum(1).square().cpu()
         if not len(dead) or not bool(loss_B.sum() > 0):
             return
-        rows = torch.multinomial(loss_B, len(dead), replacement=True, generator=generator).to(x_BD.device)
+        rows = torch.multinomial(loss_B, len(dead), replacement=True, generator=generator).to(error_BD.device)
         unit_KD = error_BD[rows] / error_BD[rows].norm(dim=1, keepdim=True).clamp_min(1e-12)
         decoder_LD[dead], encoder_LD[dead], b_enc_L[dead] = unit_KD, length * unit_KD, bias
 

@@ -319,7 +319,7 @@ class Classified:
 
 @dataclass(frozen=True)
 class MinimalSet:
-    """The smallest set of latents found that flips the answer."""
+    """The smallest set of latents found that takes the log-odds to the other side of zero."""
 
     latents: tuple[int, ...]
     after: Answered

@@ -144,7 +144,7 @@ def overview(atlas: Atlas, shards: int, per_shard: int, sheets_at: str) -> bytes
         "clusters": [[one.name, one.size, *_centre(atlas, drawn, c)] for c, one in enumerate(atlas.clusters)],
         "rim": np.flatnonzero(drawn.rim_L).tolist(),
         "inset": drawn.inset,
-        "edges": _few(np.array(atlas.edges)),
+        "edges": _few(np.array(atlas.edges), 4),
         "sheets": {"folder": f"{sheets_at}{sheets.folder}/", "files": sheets.files,
                    "cell": sheets.cell_px, "across": sheets.across, "down": sheets.down},
         "pictures": atlas.provenance.n_images,
@@ -198,7 +198,7 @@ def _facts(atlas: Atlas) -> Iterator[Any]:
     cosines_LN, coactivations_LN = _few(a.cosines_LN), _few(a.coactivations_LN)
     figures = zip(*(_few(x) for x in (a.frequency_L, a.patch_frequency_L, a.mean_L, a.mean_overall_L, a.max_L,
                                       a.entropy_L, a.monosemanticity_L, a.uniqueness_L)), strict=True)  # fmt: skip
-    labels_SL, scores_SL = a.label_SL.tolist(), _few(a.label_score_SL)
+    labels_SL, scores_SL = a.label_SL.tolist(), _few(a.label_score_SL, 4)
     for latent, (alive, known) in enumerate(zip(atlas.alive_L.tolist(), figures, strict=True)):
         if not alive:
             yield 0
@@ -229,11 +229,11 @@ def prefix_of(atlas: Atlas) -> str:
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), 0)]
 
 
-def _few(values: np.ndarray) -> list[Any]:
-    """In four digits; None where there is none."""
+def _few(values: np.ndarray, digits: int = 3) -> list[Any]:
+    """In as many digits as are shown; None where there is none. What is judged, as a label's score is, has one more."""
     if values.dtype.kind != "f":
         return values.tolist()
     values = values.astype(float)
-    digits = 10.0 ** (3 - np.floor(np.log10(np.maximum(np.abs(values), 1e-30))))
-    few = np.rint(values * digits) / digits
+    scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.maximum(np.abs(values), 1e-30))))
+    few = np.rint(values * scale) / scale
     return np.where(values == np.float32(ABSENT), None, few.astype(object)).tolist()

@@ -44,8 +44,8 @@ SAES = {
     "vision.3": SaePlan("vision.3", k=28, dead="revive"),
     "vision.3-relu": SaePlan("vision.3", "standard", steps=0.4),
     "vision.0": SaePlan("vision.0", steps=0.4),
-    "vision.2": SaePlan("vision.2", steps=0.4),
-    "text.2": SaePlan("text.2", k=24, steps=0.4),
+    "vision.2": SaePlan("vision.2", steps=0.6, dead="revive"),
+    "text.2": SaePlan("text.2", k=24, steps=0.8, dead="revive"),
 }
 """By bundled name: the main tap twice (TopK, and ReLU + L1 as in the paper), an early and a middle one, and one on the
 language model's residual stream, over image and text positions."""

@@ -36,7 +36,7 @@ BELONGS = 0.5
 """A latent belongs to a part of the picture when at least this share of its activation in the picture falls on it."""
 ENOUGH = 1.0
 """Log-odds from which on an answer counts as repaired and no more latents are added."""
-AMPLIFY = 3.0
+AMPLIFY = 5.0
 WAY = (0.0, 0.5)
 """Where gradients are asked: at the edit as it stands, and half the way to one of all that belongs. Where an answer is
 sure, its gradient says little of what it hangs on.

@@ -116,15 +116,15 @@ def _plant_highlight(planted: Planted, draws: Draws) -> Planted:
 
 
 def _plant_pair(planted: Planted, draws: Draws) -> Planted:
-    often, seldom = PAIRS[planted.variation]
-    head = rules.draw_animal_head(draws, [(often, rules.LARGE_MARKS), (seldom, rules.SMALL_MARKS)])
+    named, passed_over = PAIRS[planted.variation]
+    head = rules.draw_animal_head(draws, [(named, rules.LARGE_MARKS), (passed_over, rules.SMALL_MARKS)])
     scene = Scene("animals", head, draws.backdrop(floor=False))
     return replace(
         planted,
         scene=scene,
         question=ANIMAL_QUESTION,
-        right=f"a {seldom}",
-        wrong=f"a {often}",
+        right=f"a {passed_over}",
+        wrong=f"a {named}",
         cause=(1,),
         evidence=(2,),
     )

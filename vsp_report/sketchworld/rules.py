@@ -45,19 +45,22 @@ MARKS = {
 }  # fmt: skip
 """Every animal is the same head with one mark; its mark is all that tells it."""
 PAIRS = {
-    "duck-rabbit": ("rabbit", "duck"),
-    "elephant-rabbit": ("rabbit", "elephant"),
-    "pig-cat": ("cat", "pig"),
-    "parrot-cat": ("cat", "parrot"),
+    "pig-rabbit": ("rabbit", "pig"),
+    "goat-pig": ("pig", "goat"),
+    "duck-cat": ("cat", "duck"),
+    "duck-deer": ("deer", "duck"),
 }
-"""Figures with two marks: the animal that training shows often, then the one it shows seldom."""
+"""Figures with two marks: the animal that the model names, then the one that it passes over. By which mark it goes
+comes out of training and stands in no rule; how often an animal is shown does not decide it. The four were chosen, on
+seeds that no evaluation uses, among the 32 ordered pairs of a mark on the face and one on top of the head.
+"""
 OFTEN_SHOWN = ("rabbit", "deer", "goat", "cat")
 OFTEN = 4
 """How many times as often training shows these."""
 MARK_SIZES = (0.75, 1.15)
 """How large training draws an animal's mark, beside its head."""
 LARGE_MARKS, SMALL_MARKS = (1.05, 1.15), (0.75, 0.85)
-"""In figures with two marks: the often seen animal's, and the seldom seen one's."""
+"""In figures with two marks: the named animal's, and the one's that is passed over."""
 CLOSE_CALL, CLEAR_LEAD = (0.001, 0.012), (0.18, 1.0)
 """By how much of itself the tallest bar leads, in training: in charts with a highlight, where it is less than a pixel
 of the model's picture, and in those without."""

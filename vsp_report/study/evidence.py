@@ -7,7 +7,7 @@
     steer_all(inquiry)     the case's steerings, each beside its matched controls
     sweep(inquiry)         steerings at several strengths
     rephrase(inquiry)      the same question in other words
-    diagnose(inquiry)      the smallest set that changes the answer, and which failure mode it is
+    diagnose(inquiry)      the smallest set that takes the log-odds to the other side, and which failure mode it is
     repeat(inquiry)        all of it with other seeds, where the case asks for that (study/repeat.py)
     save(inquiry)          the recording, whole or absent
 
@@ -389,8 +389,8 @@ def rephrase(inquiry: Inquiry) -> tuple[Rephrased, ...]:
 
 @step("diagnose")
 def diagnose(inquiry: Inquiry) -> Diagnosis | None:
-    """Which failure mode it is, and before that the smallest set found that changes the answer; None without a
-    contrast, or where the case asks for no diagnosis."""
+    """Which failure mode it is, and before that the smallest set found that takes the log-odds to the other side; None
+    without a contrast, or where the case asks for no diagnosis."""
     case, subject = inquiry.case, inquiry.subject
     if case.contrast is None or not case.diagnose:
         return None

@@ -93,7 +93,7 @@ def doses(inquiry: Inquiry) -> Table:
 
 
 def minimal(inquiry: Inquiry) -> Table:
-    """The smallest set found that changes the answer."""
+    """The smallest set found that takes the log-odds to the other side of zero."""
     one = inquiry.minimal
     if one is None:
         return []

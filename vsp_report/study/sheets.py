@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ACROSS = DOWN = 6
+ACROSS = DOWN = 4
 """Few enough that a sheet is decoded in some milliseconds: one latent's pictures lie on a dozen of them."""
-KEPT_QUALITY, SHEET_QUALITY = 95, 60
+KEPT_QUALITY, SHEET_QUALITY = 95, 50
 
 
 def packed(small: Any) -> bytes:
