@@ -14,9 +14,9 @@ A planted scene that the model answers rightly is no failure, and one that it an
 failure than the planted one; both are counted apart, and further seeds are drawn, up to three times as many as asked
 for. Behind a curtain any answer but the right one will do: a user writes down what the model said.
 
-Seeds below 10,000 are those that the rule was made on, with other weights. The default, from 90,000 on, was not looked at
-before. Earlier forms of it were measured from 50,000, 60,000 and 70,000 on, and what they missed there was the reason to
-look again; its present form with the weights before these from 80,000 on.
+Seeds below 10,000 are those that the rule was made on, with other weights. The default, from 90,000 on, was not looked
+at before. Earlier forms of it were measured from 50,000, 60,000 and 70,000 on, and what they missed there was the
+reason to look again; its present form with the weights before these from 80,000 on.
 """
 
 from __future__ import annotations

@@ -87,6 +87,27 @@ def test_what_was_not_compared_is_said() -> None:
     assert "not compared" not in plain(headline(base))
 
 
+def test_what_other_controls_do_as_well_is_said() -> None:
+    """An untrained autoencoder's best latents that move the log-odds as far speak against the claim, beside it."""
+    best = full().steered[1]
+    latents, directions, untrained = best.controls
+    assert "draws of" not in plain(headline(full()))
+
+    def told(*others: ControlDraws) -> str:
+        return plain(headline(full(steered=(replace(best, controls=(latents, *others)),))))
+
+    random, twin = (replace(one, changes=(1.0,) * 40, p=0.41) for one in (directions, untrained))
+    nothing = "none of 200 matched controls moves them as far (p = 0.005)"
+    assert told(directions, twin).endswith(f"{nothing}; but 16 of 40 draws of an untrained SAE do (p = 0.41).")
+    assert told(random, replace(twin, p=0.98)).endswith(
+        "; but 16 of 40 draws of random directions do (p = 0.41), and 39 of 40 draws of an untrained SAE do (p = 0.98)."
+    )
+    assert told(directions, replace(twin, p=0.05)).endswith(f"{nothing}.")
+    # Where matched latents do as much, nothing is claimed that others could speak against.
+    latents = replace(latents, p=0.3)
+    assert "; but" not in told(random, twin)
+
+
 def test_a_later_round_is_told_as_one() -> None:
     base = full()
     last = replace(base.steered[2], after=answered("standing", 1.0), flipped=True, change=4.1)

@@ -194,7 +194,7 @@ def _facts(atlas: Atlas) -> Iterator[Any]:
     packed, wide = np.stack([*places, a.grid_values], 1).astype(np.uint8).tobytes(), len(places) + 1
     begin, starts, references_LR = len(prefix_of(atlas)), a.grid_starts.tolist(), a.references_LR.tolist()
     sizes = a.picture_grids_I2.tolist()
-    strengths_LR, histogram_LB, neighbours_LN = map(_few, (a.strengths_LR, a.histogram_LB, a.neighbours_LN))
+    strengths_LR, histogram_LB, neighbours_LN = _few(a.strengths_LR), _few(a.histogram_LB, 4), _few(a.neighbours_LN)
     cosines_LN, coactivations_LN = _few(a.cosines_LN), _few(a.coactivations_LN)
     figures = zip(*(_few(x) for x in (a.frequency_L, a.patch_frequency_L, a.mean_L, a.mean_overall_L, a.max_L,
                                       a.entropy_L, a.monosemanticity_L, a.uniqueness_L)), strict=True)  # fmt: skip

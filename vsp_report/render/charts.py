@@ -145,7 +145,7 @@ def dose_response(swept: Swept, contrast: tuple[str, str], description: str) -> 
     if swept.flip_factor is not None:
         at = alt.Chart(_rows([{"at": swept.flip_factor, "label": f"even at {swept.flip_factor:.2g}"}]))
         layers.insert(0, at.mark_rule(aria=False, color=LIGHT["after"], strokeDash=[4, 3]).encode(x="at:Q"))
-        named = at.mark_text(aria=False, align="left", dx=5, y=10, color=LIGHT["after"], fontSize=12)
+        named = at.mark_text(aria=False, align="left", dx=5, y=26, color=LIGHT["after"], fontSize=12)
         layers.append(named.encode(x="at:Q", text="label:N"))
     return _framed(alt.layer(*layers).properties(width=440, height=220), description)
 

@@ -47,6 +47,12 @@ MODES = {
 """Each failure mode: its name, and what it is in two lines."""
 
 
+OTHERS = {"directions": "random directions", "untrained": "an untrained SAE"}
+"""Controls that are no latents of the case's own autoencoder."""
+BY_CHANCE = 0.05
+"""From here on a p-value is told against what is claimed."""
+
+
 class Run(NamedTuple):
     """A run of words in one tone: "", right, wrong, effect, quote or code."""
 
@@ -302,6 +308,8 @@ def _among_controls(steered: Steered) -> Iterator[Run]:
             verb = "moves" if as_far < 2 else "move"
             yield Run(f", and {many} of {len(draws.changes)} matched controls {verb} them as far "
                       f"(p\u00a0=\u00a0{p_value(draws.p)})")  # fmt: skip
+            if draws.p <= BY_CHANCE and (others := ", and ".join(_others(steered))):
+                yield Run(f"; but {others}")
             return
         if not draws.changes and draws.flips is not None:
             yield Run(f", and {share(draws.flips)} of its matched controls change the answer in some way"
@@ -309,6 +317,15 @@ def _among_controls(steered: Steered) -> Iterator[Run]:
             return
     if missing := uncompared(steered):
         yield Run(f" ({missing})")
+
+
+def _others(steered: Steered) -> Iterator[str]:
+    """What is no latent of this autoencoder and does as much, in more than one draw of twenty."""
+    for draws in steered.controls:
+        if draws.kind in OTHERS and draws.changes and draws.p is not None and draws.p > BY_CHANCE:
+            as_far = round(draws.p * (1 + len(draws.changes))) - 1
+            yield (f"{as_far} of {len(draws.changes)} draws of {OTHERS[draws.kind]} {'do' if as_far > 1 else 'does'}"
+                   f" (p\u00a0=\u00a0{p_value(draws.p)})")  # fmt: skip
 
 
 def plain(runs: list[Run]) -> str:
