@@ -477,15 +477,18 @@ def test_the_bundled_cases_are_those_promised() -> None:
 
 @pytest.mark.parametrize("path", [p for p in BUNDLED if p.stem not in PAPER], ids=lambda path: path.stem)
 def test_a_bundled_case_asks_what_its_scene_was_planted_for(path) -> None:
-    from vsp_report.sketchworld import planted
+    from vsp_report.sketchworld import planted, rules
     from vsp_report.sketchworld.scene import make_scene
 
     read = case.load_case(path)
     scene = read.image.scene
     if isinstance(scene, case.Drawn):
-        drawn = make_scene(scene.data)
-        words = {check.wanted for check in read.expect.checks if check.op == "contains"}
-        assert {thing.kind for thing in drawn.things} == words
+        kinds = {thing.kind for thing in make_scene(scene.data).things}
+        if read.contrast is None:  # a caption
+            assert kinds == {check.wanted for check in read.expect.checks if check.op == "contains"}
+        else:  # a head with the marks of both
+            answers = (read.contrast.right, read.contrast.wrong)
+            assert kinds == {"animal", *(rules.MARKS[answer.removeprefix("a ")] for answer in answers)}
         return
     found = planted.plant(scene.mode, scene.variation, scene.seed)
     answers = (found.right, found.wrong)

@@ -14,6 +14,7 @@ from tests.browser.chromium import Chromium, Page
 from tests.browser.test_live import ANSWER, HEARD, ROUNDS, STATUS, ask, choose, press
 from tests.live import serving
 from tests.live.serving import Home, Served, kernel_pids
+from vsp_report.atlas import load_atlas
 from vsp_report.recording import load_recording
 
 ATLAS = "atlas/sketchworld-vision.3/index.html"
@@ -87,7 +88,8 @@ def test_no_kernel_starts_before_it_is_asked_for_and_then_the_answer_is_watched(
     atlas: Page, home: Home, live: Served
 ) -> None:
     recording = load_recording(home.recording, verify=False)
-    mattering = recording.steering("five").edits[0].latents[0]
+    alive_L = load_atlas(home.site / "atlas" / "sketchworld-vision.3").alive_L
+    mattering = next(k for k in recording.steering("five").edits[0].latents if alive_L[k])
     latent(atlas, mattering)
     atlas.value("new Promise(done => setTimeout(done, 100))")
     assert not [one for one in atlas.asked if "/live/" in one or one.endswith(("/panel.js", "/live.js"))]

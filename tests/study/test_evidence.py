@@ -280,7 +280,8 @@ def test_what_the_sae_destroys_is_not_taken_for_what_edits_do(folder: Path) -> N
     }
     path = written(
         folder, "destroyed", sae=str(folder / "untrained"), sweep=None, rephrase=None, controls={"draws": 20},
-        steer=remaking, prompt="How many objects are there?", contrast={"right": "two", "wrong": "one"},
+        steer=remaking, image={"scene": {"mode": "none", "variation": "objects", "seed": 1}},
+        prompt="How many objects are there?", contrast={"right": "three", "wrong": "two"},
     )  # fmt: skip
     inquiry = evidence.open_case(path, folder / "destroyed")
     evidence.look(inquiry)

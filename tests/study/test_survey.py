@@ -121,8 +121,9 @@ def test_neighbours_are_the_nearest_of_all_that_live(
     for latent in np.flatnonzero(atlas.alive_L).tolist():
         order = np.argsort(-(unit @ unit[latent]), kind="stable")
         near = [j for j in order[order != latent][: survey_plan.CANDIDATES].tolist() if atlas.alive_L[j]]
-        neighbours = atlas.facts(latent).neighbours
-        assert [one.latent for one in neighbours] == near[: survey_plan.NEIGHBOURS]
+        neighbours, nearest = atlas.facts(latent).neighbours, unit[near[: survey_plan.NEIGHBOURS]] @ unit[latent]
+        # Two that are as near to the sixth digit may stand in either order.
+        assert unit[[one.latent for one in neighbours]] @ unit[latent] == pytest.approx(nearest, abs=1e-6)
         found, late = found + len(neighbours), late + (~active_NL[plan.facts["looked"]].any(0)[near]).sum()
         for one in neighbours:
             assert one.cosine == pytest.approx(unit[one.latent] @ unit[latent], abs=1e-5)
@@ -205,8 +206,9 @@ def test_scenes_have_a_truth(tmp_path: Path, drawn_map: None) -> None:
     plan = survey.plan(found, tmp_path)
     atlas = load_atlas(make_atlases(plan, survey.survey(plan), tmp_path, command="")[0])
     assert [one.name for one in atlas.concepts] == list(concepts.CONCEPTS)
-    cup = next(one for one in atlas.concepts if one.name == "cup")
-    assert cup.images > 0 and cup.share < cup.average_precision <= 1 and cup.untrained_average_precision is not None
+    person = next(one for one in atlas.concepts if one.name == "person")
+    assert person.images > 0 and person.share < person.average_precision <= 1
+    assert person.untrained_average_precision is not None
     assert {m.name for m in atlas.quality} >= {"overlap with concepts", "average precision of concepts"}
     assert atlas.labellings[0].source == "truth" and atlas.by_label
 
@@ -218,11 +220,11 @@ def test_words_by_a_clip(whole: tuple, tmp_path: Path, drawn_map: None) -> None:
 
     plan, tallies = whole
     named = partial(
-        name_by_words, plan.source, ("person", "cup", "chart"), "sketchworld-clip", "words.txt", device="cpu"
+        name_by_words, plan.source, ("person", "cup", "ball"), "sketchworld-clip", "words.txt", device="cpu"
     )
     atlas = load_atlas(make_atlases(plan, tallies, tmp_path, command="", words=named)[0])
     said = atlas.labellings[-1]
-    assert said.source == "words" and said.words == ("person", "cup", "chart") and "words.txt" in said.made
+    assert said.source == "words" and said.words == ("person", "cup", "ball") and "words.txt" in said.made
     words_L, scores_L = atlas.arrays.label_SL[-1], atlas.arrays.label_score_SL[-1]
     assert (words_L[~atlas.alive_L] == -1).all() and (scores_L[words_L >= 0] > 0).all()
     # latents whose pictures are all of one folder are named after what that folder shows
