@@ -156,6 +156,9 @@ def test_the_heatmap_answers(page: Page, built: Path) -> None:
         page.wait(changed)
     assert 0 < page.value(CELLS) < 11 * 29
     one = f"{HEAT}.querySelectorAll('.mark-rect.layer_0_marks path')[40].getBoundingClientRect()"
+    # Figures above that come to life meanwhile move it: where it stays for a while, it is.
+    page.value(f"""new Promise(done => {{
+        const look = before => setTimeout(() => ({one}).y === before ? done() : look(({one}).y), 300); look() }})""")
     box = page.value(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({one})")
     page.click(*box)
     page.wait(f"!{CARD}.hidden")
