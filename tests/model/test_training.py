@@ -140,6 +140,19 @@ def test_resampling_moves_dead_latents_only_and_makes_the_optimiser_forget_them(
     assert not found.dead_L.any()
 
 
+def test_no_two_dead_latents_are_born_of_one_row_while_there_are_enough():
+    """They would learn the same, step by step, and be one latent twice."""
+    found, x_BD = learner(5, dead=24)
+    likeness = []
+    for rows_BD in (x_BD, x_BD[:8]):
+        assert (len(rows_BD) >= 24) == (rows_BD is x_BD)
+        found.silent_L[:24] = DEAD_AFTER + 1
+        found.revive(rows_BD, torch.Generator().manual_seed(0))
+        unit_KD = found.weights.decoder_LD[:24].detach()
+        likeness.append((unit_KD @ unit_KD.T).fill_diagonal_(0).max().item())
+    assert likeness[0] < 0.999 and likeness[1] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("whiten", [0.0, 0.5])
 @pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk"])
 def test_the_scale_is_folded_back_exactly(architecture, whiten):

@@ -222,13 +222,15 @@ class Learner:
         self._born_again(error_BD, generator, 1.0, -0.5 * float(error_BD.norm(dim=1).mean()))
 
     def _born_again(self, error_BD: torch.Tensor, generator: torch.Generator, length: float, bias: float) -> None:
-        """Dead latents look for, and write, what is left over of rows; of one that is explained badly the likelier."""
+        """Dead latents look for, and write, what is left over of rows; of one that is explained badly the likelier.
+        Each has a row of its own while there are enough: two of one row would learn the same and stay one latent."""
         encoder_LD, b_enc_L, decoder_LD, _ = self.weights
         dead = self.dead_L.nonzero()[:, 0]
         loss_B = error_BD.square().sum(1).square().cpu()
         if not len(dead) or not bool(loss_B.sum() > 0):
             return
-        rows = torch.multinomial(loss_B, len(dead), replacement=True, generator=generator).to(error_BD.device)
+        scarce = len(dead) > int((loss_B > 0).sum())
+        rows = torch.multinomial(loss_B, len(dead), replacement=scarce, generator=generator).to(error_BD.device)
         unit_KD = error_BD[rows] / error_BD[rows].norm(dim=1, keepdim=True).clamp_min(1e-12)
         decoder_LD[dead], encoder_LD[dead], b_enc_L[dead] = unit_KD, length * unit_KD, bias
 
