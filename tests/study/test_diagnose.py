@@ -341,7 +341,7 @@ def test_planted_failures_are_called_what_they_are(root: Path) -> None:
         sys.path.pop(0)
     found = [diagnosis.examined(diagnosis.Asked(*scene)) for scene in (
         ("limited-alignment", "puppet", 3), ("misleading-cue", "chair", 1), ("hidden-cue", "duck-cat", 1),
-        ("hidden-cue", "goat-pig", 1), ("cue-missing", "objects", 4024), ("cue-missing", "objects", 4044),
+        ("hidden-cue", "goat-pig", 1), ("cue-missing", "cups", 90000), ("cue-missing", "objects", 90002),
         ("cue-missing", "people", 4006), ("none", "animals", 1), ("none", "people", 1),
     )]  # fmt: skip
     told = diagnosis.summary(found)
