@@ -1,7 +1,8 @@
 """Latents: how long one takes to open on an atlas's page, from the click to its references on the screen.
 
-    cold     its part of the atlas's data, and its sheet of pictures, were not read before
-    warm     both were
+    cold     its part of the atlas's data, and its sheets of pictures, were not read before
+    pointed  nor were they, but the pointer has rested on its number for a quarter of a second, as before a click
+    warm     all were
 
 Chromium opens the atlas of the bundled model's main tap as `site/` has it, and a synthetic one of 32,768 latents, over
 HTTP from this machine. A latent is open when the first of its references shows its picture and that frame was shown.
@@ -30,10 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 SLUG = "sketchworld-vision.3"
+LINK = """(() => {
+  const link = document.createElement('a');
+  link.href = '#latent=%d'; link.textContent = 'opened'; link.className = 'measured';
+  link.style = 'position: fixed; top: 0; left: 0; z-index: 9'; document.body.append(link);
+})()"""
 OPEN = """
 new Promise(done => {
-  const start = performance.now(), link = document.createElement('a');
-  link.href = '#latent=%d'; document.body.append(link); link.click(); link.remove();
+  const start = performance.now(), link = document.querySelector('a.measured');
+  link.click(); link.remove();
   const painted = () => document.querySelector('[data-latent-view]').dataset.latent === '%d' &&
     document.querySelector('[data-latent-view] .contact canvas[data-drawn]');
   const look = () => painted() ? requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)))
@@ -41,6 +47,7 @@ new Promise(done => {
   look();
 })"""
 BUSY = "TaskDuration"
+WAYS = ("cold", "pointed", "warm")
 
 
 @contextmanager
@@ -71,22 +78,27 @@ def opened(site: Path, slug: str, rounds: int) -> dict[str, float]:
 
     living = load_atlas(site / "atlas" / slug).alive_L.nonzero()[0].tolist()
     picked = [int(k) for k in range(0, len(living) - 1, max(1, len(living) // rounds))][:rounds]
-    times: dict[str, list[float]] = {"cold_ms": [], "warm_ms": [], "cold_busy_ms": [], "warm_busy_ms": []}
+    times: dict[str, list[float]] = {f"{way}_{what}": [] for what in ("ms", "busy_ms") for way in WAYS}
     browser = Chromium()
     try:
         with served(site) as address:
-            for place in picked:
+            for place, first in ((place, first) for place in picked for first in ("cold", "pointed")):
                 page = browser.page()
                 page.send("Performance.enable")
                 page.open(f"{address}/atlas/{slug}/index.html")
                 page.wait("document.querySelectorAll('.rows .row, [role=row]').length > 3")
                 time.sleep(0.3)  # what a page does at its opening is over
-                for way, latent in (("cold", living[place]), ("again", living[place + 1]), ("warm", living[place])):
+                for way, latent in ((first, living[place]), ("again", living[place + 1]), ("warm", living[place])):
+                    page.value(LINK % latent)
+                    if way == "pointed":
+                        page.send("Input.dispatchMouseEvent", type="mouseMoved", x=8, y=8)
+                        time.sleep(0.25)
                     before = busy_ms(page)
-                    taken = page.value(OPEN % (latent, latent))
-                    if way != "again":
+                    taken = page.value(OPEN % latent)
+                    if way in (first, "warm"):
                         times[f"{way}_ms"].append(taken)
                         times[f"{way}_busy_ms"].append(busy_ms(page) - before)
+                page.send("Page.close")
     finally:
         browser.close()
     return {name: median(values) for name, values in times.items()} | {"latents": len(living)}
@@ -110,10 +122,11 @@ def main() -> None:
         renderer.build(out / "recordings", out)
         (slug,) = (one.name for one in atlases_in(out / "atlas"))
         figures["wide"] = opened(out, slug, args.rounds)
-    print(f"{'':10}{'living':>8}{'cold ms':>10}{'warm ms':>10}{'cold work':>12}{'warm work':>12}")
+    heads = [f"{way} {what}" for what in ("ms", "work") for way in WAYS]
+    print(f"{'':10}{'living':>8}" + "".join(f"{head:>14}" for head in heads))
     for name, one in figures.items():
-        print(f"{name:10}{one['latents']:>8}{one['cold_ms']:>10.0f}{one['warm_ms']:>10.0f}{one['cold_busy_ms']:>12.0f}"
-              f"{one['warm_busy_ms']:>12.0f}")  # fmt: skip
+        values = [one[f"{way}_{what}"] for what in ("ms", "busy_ms") for way in WAYS]
+        print(f"{name:10}{one['latents']:>8}" + "".join(f"{value:>14.0f}" for value in values))
     if args.json:
         figures |= {"date": time.strftime("%Y-%m-%d"), "load": os.getloadavg()[0]}
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,12 @@ window.VSP_REFERENCES = function (A, at, masks) {
     }
     return sheets[n];
   }
+  // Read all that it will show, before it is asked to be shown.
+  function prepare(i) {
+    latent(i, function (record) {
+      if (record && A.sheets.files.length) record[AT.references].forEach(function (one) { sheet(one[REF.picture]); });
+    });
+  }
   function grid(reference) {
     var text = atob(reference[REF.grid]), found = new Float32Array(reference[REF.rows] * reference[REF.columns]);
     for (var i = 0, wide = A.gridBytes; i < text.length; i += wide) {
@@ -92,5 +98,5 @@ window.VSP_REFERENCES = function (A, at, masks) {
     } else canvas.setAttribute("aria-hidden", "true");
     return canvas;
   }
-  return { AT: AT, REF: REF, latent: latent, thumb: thumb };
+  return { AT: AT, REF: REF, latent: latent, prepare: prepare, thumb: thumb };
 };

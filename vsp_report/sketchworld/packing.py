@@ -5,6 +5,8 @@ Each starts where the picture ends. Without the block mask later questions would
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
@@ -40,30 +42,46 @@ class Packer:
         return dict(zip(("ids", "labels", "segments", "places"), table.unbind(-1), strict=True))
 
 
+class Picture(NamedTuple):
+    """What has been read of pictures: their last states, and the keys and values that text looks at."""
+
+    last_B1D: torch.Tensor
+    cache: DynamicCache
+    tokens: int
+    dtype: torch.dtype
+
+
+def read_picture(llava: LlavaForConditionalGeneration, features_BPD: torch.Tensor) -> Picture:
+    inner, read = llava.model, llava.model.language_model
+    image = inner.multi_modal_projector(features_BPD)
+    start = torch.full((len(image), 1), 2, device=image.device)
+    picture = torch.cat([inner.get_input_embeddings()(start).to(image.dtype), image], dim=1)
+    cache = DynamicCache(config=read.config)
+    last = read(inputs_embeds=picture, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+    return Picture(last, cache, picture.shape[1], picture.dtype)
+
+
 def text_logits(
-    llava: LlavaForConditionalGeneration, features_BPD: torch.Tensor, batch: dict[str, torch.Tensor]
+    llava: LlavaForConditionalGeneration, seen: torch.Tensor | Picture, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
     """(B, text, vocabulary): the logits that predict every text token, from the picture's features on.
 
-    The picture is read once, and its keys and values by all of its questions, as in decoding with a cache.
+    The picture is read once, and its keys and values by all of its questions, as in decoding with a cache. Who asks
+    again and again hands over what has been read.
     """
-    device = features_BPD.device
-    ids, segments, places = (batch[k].to(device) for k in ("ids", "segments", "places"))
-    inner, rows, columns = llava.model, *ids.shape
-    embed, read = inner.get_input_embeddings(), inner.language_model
-    image = inner.multi_modal_projector(features_BPD)
-    start = embed(torch.full((rows, 1), 2, device=device)).to(image.dtype)
-    picture = torch.cat([start, image], dim=1)
-    head, cache = picture.shape[1], DynamicCache(config=read.config)
-    last = read(inputs_embeds=picture, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
-    causal = torch.ones(columns, columns, dtype=torch.bool, device=device).tril()
+    picture = seen if isinstance(seen, Picture) else read_picture(llava, seen)
+    last, cache, head, dtype = picture
+    ids, segments, places = (batch[k].to(last.device) for k in ("ids", "segments", "places"))
+    rows, columns = ids.shape
+    causal = torch.ones(columns, columns, dtype=torch.bool, device=last.device).tril()
     own = (segments[:, :, None] == segments[:, None, :]) & causal
-    closed = torch.finfo(picture.dtype).min * (~own).to(picture.dtype)
+    closed = torch.finfo(dtype).min * (~own).to(dtype)
     mask = torch.cat([closed.new_zeros(rows, columns, head), closed], dim=-1)
-    hidden = read(
-        inputs_embeds=embed(ids).to(image.dtype), attention_mask=mask[:, None], position_ids=places + head,
-        past_key_values=cache, use_cache=True,
+    hidden = llava.model.language_model(
+        inputs_embeds=llava.model.get_input_embeddings()(ids).to(dtype), attention_mask=mask[:, None],
+        position_ids=places + head, past_key_values=cache, use_cache=True,
     ).last_hidden_state  # fmt: skip
+    cache.crop(-columns)
     first = (places == 0) & (segments > 0)  # a segment's first token follows the picture, not the segment before it
     before = torch.where(first[..., None], last, torch.cat([last, hidden[:, :-1]], dim=1))
     return llava.lm_head(before)
