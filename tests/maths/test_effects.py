@@ -134,6 +134,26 @@ def test_sets_of_several_parts_are_different_together() -> None:
     assert all(pair[1] == () for pair in effects.matched_sets([parts[0], nothing], 10).sets)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_draw_apart_as_they_were_chosen_apart(seed: int) -> None:
+    """What one part of a control takes away, another must not strengthen; but a latent that both parts name, each in a
+    region of its own, may be stood for by one latent in both."""
+    mass_L, frequency_L, generator = _population(seed, 60)
+    living_L = np.ones(len(mass_L), bool)
+    picked = [int(k) for k in generator.choice(np.flatnonzero(mass_L > 0), 9, replace=False)]
+    quiet = [int(k) for k in np.flatnonzero(mass_L == 0)[:2]]
+    parts = [effects.Part(picked[:3], mass_L, frequency_L, 0), effects.Part(picked[3:6], mass_L, frequency_L, 1),
+             effects.Part([*picked[6:], *quiet], mass_L, frequency_L, 2, living_L)]  # fmt: skip
+    sets = effects.matched_sets(parts, 200).sets
+    assert len(sets) == 200
+    assert all(len({*one, *two, *three}) == len(one) + len(two) + len(three) == 11 for one, two, three in sets)
+    twice = [effects.Part(picked[:3], mass_L, frequency_L, 0), effects.Part(picked[:3], mass_L, frequency_L, 1)]
+    assert any({*one} & {*two} for one, two in effects.matched_sets(twice, 50).sets)
+    tight = np.r_[np.ones(11), np.zeros(9)]  # three others for the first part leave two for the second
+    parts = [effects.Part(chosen, tight, tight, 0) for chosen in ((0, 1, 2), (3, 4, 5))]
+    assert effects.matched_sets(parts, 5).sets == ()
+
+
 def test_silent_latents_have_silent_ones_that_live_beside_them() -> None:
     mass_L, frequency_L, _ = _population(6)
     silent, active = np.flatnonzero(mass_L == 0), np.flatnonzero(mass_L > 0)

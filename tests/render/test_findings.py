@@ -148,7 +148,7 @@ def test_checks_show_what_was_measured() -> None:
     found = {one.what: (one.expected, one.observed, one.holds) for one in checks(full(diagnosis=None))}
     assert found["clean: log-odds"] == ("< 0.00", "−3.11", True)
     assert found["strongest-ten: p among controls"] == ("≤ 0.01", "0.005", True)
-    assert found["controls: controls that change the answer"] == ("≤ 5.0 %", "0.5 %", True)
+    assert found["controls: controls that flip the answer"] == ("≤ 5.0 %", "0.5 %", True)
     assert found["failure mode"] == ("is misleading cue", "not measured", None)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from vsp_report.case import ByNumber
 from vsp_report.maths.edits import ALL, Edit, Region, Steering
 from vsp_report.study.controls import Judged, matched_steerings
-from vsp_report.study.resolve import Rankings, Resolved
+from vsp_report.study.resolve import Rankings, Resolved, stand_ins
 
 P, L, ACTIVE, LIVING = 20, 200, 60, 140
 """Of the latents the first are active on the picture, and those that live without being active on it come next."""
@@ -79,3 +80,23 @@ def test_an_edit_that_does_nothing_is_left_as_it_is(ranks: Rankings) -> None:
     assert len(others) == 10 and all(one.edits[1] == idle for one in others)
     assert matched_steerings(ranks, judged(idle), 10, seed=0).steerings == []
     assert matched_steerings(ranks, judged(Edit(ALL, "set", 0.0)), 10, seed=0).steerings == []
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "wakes"), [("add", 2.0, True), ("set", 4.0, True), ("scale", 3.0, False), ("set", 0.0, False)]
+)
+def test_an_untrained_sae_lends_active_latents_for_active_ones_and_silent_ones_for_what_is_woken(
+    ranks: Rankings, op: str, value: float, wakes: bool
+) -> None:
+    generator = np.random.default_rng(1)
+    theirs_PL = generator.gamma(2.0, 1.0, (P, L)) * (generator.random(L) < 0.5)
+    theirs = Rankings(sparse.csr_array(theirs_PL), (), np.zeros((0, P)))
+    resolved = Resolved(Steering("asked", (Edit(SILENT, op, value),)), (), (ByNumber(SILENT),), None)
+    (found,) = stand_ins(resolved, ranks, theirs, (None,))
+    place = [int((ranks.mass_L > ranks.mass_L[k]).sum()) for k in SILENT[:2]]
+    assert found[:2] == tuple(int(np.argsort(-theirs.mass_L, kind="stable")[n]) for n in place)
+    assert len(found) == len(set(found)) == (5 if wakes else 2)
+    assert not theirs.mass_L[list(found[2:])].any()
+    nothing = Rankings(sparse.csr_array((P, L)), (), np.zeros((0, P)))
+    (found,) = stand_ins(resolved, ranks, nothing, (None,))
+    assert len(found) == (3 if wakes else 0)

@@ -46,7 +46,7 @@ _METRICS = {
     "p_right": "probability of the right answer",
     "change": "change of the log-odds",
     "p": "p among controls",
-    "flips": "controls that change the answer",
+    "flips": "controls that flip the answer",
     "collateral": "other questions whose answer changes",
     "diagnosis": "failure mode",
 }

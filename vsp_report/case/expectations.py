@@ -110,7 +110,12 @@ class SteeredOutcome(Outcome):
 class ControlsOutcome:
     """What is expected of the controls, so that a repair is the steering's own."""
 
-    flips: ShareIs | None = asked(Record(ShareIs), "the share of matched sets of latents that change the answer", None)
+    flips: ShareIs | None = asked(
+        Record(ShareIs),
+        "the share of matched sets of latents that take the log-odds to the other side or, without a contrast, change "
+        "the words",
+        None,
+    )
     collateral: ShareIs | None = asked(Record(ShareIs), "the share of other questions whose answer changes", None)
 
 

@@ -92,6 +92,11 @@ class Edit:
     where: Region | None = None
     """None is every patch"""
 
+    @property
+    def wakes(self) -> bool:
+        """It does something to latents that are silent."""
+        return self.op != "scale" and self.value != 0
+
 
 @dataclass(frozen=True)
 class Steering:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -76,8 +76,9 @@ def matched_sets(parts: Sequence[Part], draws: int, apart_from: Sequence[int] = 
     """At most `draws` random sets of latents, each active one like one of those chosen in activation mass and
     frequency, all of them different: the same set drawn twice is one control and not two.
 
-    The chosen latents of all parts are never drawn, nor `apart_from`. Likeness is measured in logarithms, mass against
-    its spread and frequency against its own. No sets where there are not enough others for some part.
+    The chosen latents of all parts are never drawn, nor `apart_from`. Parts that share no chosen latent share no drawn
+    one: what one part takes away another would not strengthen. Likeness is measured in logarithms, mass against its
+    spread and frequency against its own. No sets where there are not enough others for some part.
     """
     taken = {int(k) for part in parts for k in part.chosen} | {int(k) for k in apart_from}
     replaced = sum(part.mass_L[k] > 0 or part.living_L is not None for part in parts for k in part.chosen)
@@ -85,7 +86,7 @@ def matched_sets(parts: Sequence[Part], draws: int, apart_from: Sequence[int] = 
         return Matched((), None)
     nearest = max(NEAREST, min(FEWEST, draws)) if replaced == 1 else NEAREST
     draws = min(draws, nearest) if replaced == 1 else draws
-    sets = distinct(zip(*(_drawn(part, taken, nearest) for part in parts), strict=False), draws)
+    sets = distinct(_together(parts, taken, nearest), draws)
     mine = sum(float(part.mass_L[k]) for part in parts for k in part.chosen)
     theirs = [sum(float(part.mass_L[k]) for part, one in zip(parts, drawn, strict=True) for k in one) for drawn in sets]
     return Matched(tuple(sets), float(np.mean(theirs)) / mine if sets and mine else None)
@@ -101,33 +102,77 @@ def distinct(drawn: Iterable[T], count: int) -> list[T]:
     return list(found)
 
 
-def _drawn(part: Part, taken: set[int], nearest: int) -> Iterator[tuple[int, ...]]:
-    """Sets for one part, without end and with repetitions; none where there are not enough others."""
+class _Pools(NamedTuple):
+    """Whom a part's latents can be replaced by."""
+
+    real: list[int]
+    silent: int
+    active: np.ndarray
+    quiet: np.ndarray
+
+    @classmethod
+    def of(cls, part: Part, taken: set[int]) -> _Pools:
+        # One that is silent in the picture has no counterpart among the active ones.
+        real = [int(k) for k in part.chosen if part.mass_L[k] > 0]
+        silent = len(part.chosen) - len(real) if part.living_L is not None else 0
+        active = _untaken(part.mass_L > 0, taken)
+        quiet = _untaken(part.living_L & (part.mass_L == 0), taken) if silent else active[:0]
+        return cls(real, silent, active, quiet)
+
+    def suffice(self, part: Part, rivals: Sequence[_Pools]) -> bool:
+        """Twice as many as are needed, beside those that rivals may have drawn."""
+
+        def lost(mine: np.ndarray) -> int:
+            return sum(len(one.real) * np.isin(mine, one.active).any() + one.silent * np.isin(mine, one.quiet).any()
+                       for one in rivals)  # fmt: skip
+
+        if not self.real and not self.silent:
+            return not len(part.chosen)
+        return all(len(mine) >= 2 * needed + lost(mine) * bool(needed)
+                   for needed, mine in ((len(self.real), self.active), (self.silent, self.quiet)))  # fmt: skip
+
+
+def _together(parts: Sequence[Part], taken: set[int], nearest: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Sets for all parts, without end and with repetitions; none where there are not enough others for some part."""
+    pools = [_Pools.of(part, taken) for part in parts]
+    rivals = [[n for n, other in enumerate(parts[:place]) if not {*other.chosen} & {*part.chosen}]
+              for place, part in enumerate(parts)]  # fmt: skip
+    for part, mine, before in zip(parts, pools, rivals, strict=True):
+        if not mine.suffice(part, [pools[n] for n in before]):
+            return
+    drawers = [_drawer(part, mine, nearest) for part, mine in zip(parts, pools, strict=True)]
+    while True:
+        drawn: list[tuple[int, ...]] = []
+        for draw, before in zip(drawers, rivals, strict=True):
+            drawn.append(draw({k for n in before for k in drawn[n]}))
+        yield tuple(drawn)
+
+
+def _drawer(part: Part, pools: _Pools, nearest: int) -> Callable[[set[int]], tuple[int, ...]]:
+    """What draws a set for one part, without those that its rivals have."""
     mass_L, frequency_L = np.asarray(part.mass_L, float), np.asarray(part.frequency_L, float)
-    # One that is silent in the picture has no counterpart among the active ones.
-    real = [int(k) for k in part.chosen if mass_L[k] > 0]
-    silent = len(part.chosen) - len(real) if part.living_L is not None else 0
-    pool = _untaken(mass_L > 0, taken)
-    quiet = _untaken(part.living_L & (mass_L == 0), taken) if silent else pool[:0]
-    if len(pool) < 2 * len(real) or len(quiet) < 2 * silent or (len(part.chosen) and not (real or silent)):
-        return
-    order = []
-    if real:
+    pool, order = pools.active, []
+    if pools.real:
         spread = [max(float(np.log(x_L[pool]).std()), 1e-9) for x_L in (mass_L, frequency_L)]
-    for latent in real:
+    for latent in pools.real:
         apart = sum(np.abs(np.log(x_L[pool] / x_L[latent])) / wide
                     for x_L, wide in zip((mass_L, frequency_L), spread, strict=True))  # fmt: skip
-        order.append(pool[np.argsort(apart, kind="stable")])
+        order.append(pool[np.argsort(apart, kind="stable")].tolist())
     generator = np.random.default_rng(part.seed)
-    while True:
+
+    def draw(elsewhere: set[int]) -> tuple[int, ...]:
         drawn: list[int] = []
         # In an order of chance, so that no latent always has first choice.
-        for place in generator.permutation(len(real)):
-            free = [int(k) for k in order[place][: nearest + len(drawn)] if int(k) not in drawn][:nearest]
+        for place in generator.permutation(len(order)):
+            reach = nearest + len(drawn) + len(elsewhere)
+            free = [k for k in order[place][:reach] if k not in drawn and k not in elsewhere][:nearest]
             drawn.append(free[int(generator.integers(len(free)))])
-        if silent:
-            drawn += generator.choice(quiet, silent, replace=False).tolist()
-        yield tuple(sorted(drawn))
+        if pools.silent:
+            free = [k for k in pools.quiet.tolist() if k not in elsewhere]
+            drawn += generator.choice(free, pools.silent, replace=False).tolist()
+        return tuple(sorted(drawn))
+
+    return draw
 
 
 def _untaken(among_L: np.ndarray, taken: set[int]) -> np.ndarray:

@@ -215,7 +215,8 @@ class ControlDraws:
     changes: tuple[float, ...]
     """of the margin, one for each draw, against the clean run"""
     flips: float | None = None
-    """the share of draws that change the answer"""
+    """the share of draws that take the margin to the other side of zero; without a contrast, after which other words
+    are said"""
     p: float | None = None
     """(1 + draws at least as far) / (1 + draws): never zero. In reconstruct mode, without the SAE's own error on both
     sides"""

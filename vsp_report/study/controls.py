@@ -148,12 +148,11 @@ def matched_steerings(ranks: Rankings, one: Judged, draws: int, seed: int) -> Ot
         if edit.latents == ALL:
             return Others([], None)
         there = ranks.within(inside_P)
-        on_silent = (edit.op == "set" and edit.value != 0) or edit.op == "add"
         active = [k for k in edit.latents if there.mass_L[k] > 0]
         # An edit that does nothing, because none of its latents is active, is left as it is.
-        idle.append(not active and not on_silent)
-        parts.append(Part(edit.latents if on_silent else active, there.mass_L, there.frequency_L, seed + 1000 * place,
-                          ranks.alive_L if on_silent else None))  # fmt: skip
+        idle.append(not active and not edit.wakes)
+        parts.append(Part(edit.latents if edit.wakes else active, there.mass_L, there.frequency_L, seed + 1000 * place,
+                          ranks.alive_L if edit.wakes else None))  # fmt: skip
     sets, mass_ratio = matched_sets(parts, draws, apart_from=resolved.latents)
     steerings = []
     for n, drawn in enumerate(sets):

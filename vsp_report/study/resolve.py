@@ -221,9 +221,18 @@ def inside(region: Region | None, boxes_P4: np.ndarray, size: tuple[int, int], p
 def stand_ins(resolved: Resolved, trained: Rankings, untrained: Rankings,
               inside: Sequence[np.ndarray | None]) -> list[Latents]:  # fmt: skip
     """For each edit, the latents of an untrained SAE that the same words lead to, or that have the same place among
-    its active ones; none where it has none such. `inside` is each edit's part of the picture."""
+    its active ones; none where it has none such. One that is silent has a silent one to stand in for it if the edit
+    wakes it, and none otherwise. `inside` is each edit's part of the picture."""
     order = {int(k): place for place, k in enumerate(np.argsort(-trained.mass_L, kind="stable"))}
-    theirs = np.argsort(-untrained.mass_L, kind="stable")[: int((untrained.mass_L > 0).sum())]
+    theirs = np.argsort(-untrained.mass_L, kind="stable").tolist()
+    ours_active, active = (int((ranks.mass_L > 0).sum()) for ranks in (trained, untrained))
+
+    def stand_in(latent: int, wakes: bool) -> int | None:
+        if trained.mass_L[latent] > 0:
+            return theirs[min(order[latent], active - 1)] if active else None
+        silent = theirs[active:] if wakes else []
+        return silent[min(order[latent] - ours_active, len(silent) - 1)] if silent else None
+
     found: list[Latents] = []
     taken: list[int] = []
     for edit, named, inside_P in zip(resolved.steering.edits, resolved.named, inside, strict=True):
@@ -236,8 +245,9 @@ def stand_ins(resolved: Resolved, trained: Rankings, untrained: Rankings,
                 latents = _ranked(untrained, named, inside_P, "untrained", taken)
             except SteeringError:  # it has none such, which is a finding and no fault
                 latents = ()
-        elif len(theirs):
-            latents = tuple(dict.fromkeys(int(theirs[min(order[k], len(theirs) - 1)]) for k in edit.latents))
+        else:
+            others = (stand_in(k, edit.wakes) for k in edit.latents)
+            latents = tuple(dict.fromkeys(k for k in others if k is not None))
         taken += latents
         found.append(latents)
     return found
