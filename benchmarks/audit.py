@@ -2,12 +2,13 @@
 
     whole     `vsp-report audit --force --jobs 2` of the cases, into an empty folder
     broken    the same command for those that were confirmed, by a copy of the package whose models have noise on every
-              weight that makes words; as much of it as the weights' own spread, or `--noise` times that
+              weight that makes words: `--noise` times the weights' own spread, 2 by default. (With 1 the language
+              model still names 85 % of the animals.)
 
 Nothing of a case is changed for the second: the same names, claims and baselines, with other weights under the names.
 A confirmed case that is confirmed there too claims something that a model of noise fulfils.
 
-    OMP_NUM_THREADS=1 python benchmarks/audit.py [CASE ...] [--jobs 2] [--noise 1] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/audit.py [CASE ...] [--jobs 2] [--noise 2] [--json FILE]
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def audit(checkout: Path, cases: list[str], site: Path, jobs: int) -> dict:
         "cpu_seconds_per_case": cpu / max(ran, 1),
     }  # fmt: skip
 
+UNJUDGED = ("error", "not run")
+"""Nothing is said of such a case's claims: of a model that answers with its own image token, for one."""
+
 
 def cpu_seconds() -> float:
     """Of every process that was started from here and has ended, kernels too."""
@@ -92,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="the bundled audit, of the bundled models and of broken ones")
     parser.add_argument("cases", nargs="*", metavar="CASE", help="(default: all of cases/)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--noise", type=float, default=1.0, metavar="X", help="times the spread of a weight's own "
+    parser.add_argument("--noise", type=float, default=2.0, metavar="X", help="times the spread of a weight's own "
                         "values (default: %(default)s)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
@@ -108,13 +112,15 @@ def main(argv: list[str] | None = None) -> int:
         broken = audit(copy, [f"cases/{id}.yaml" for id in confirmed], place / "broken", args.jobs)
         told("broken", broken)
     verdicts = Counter(one["verdict"] for one in broken["cases"].values())
-    failing = len(confirmed) - verdicts["confirmed"]
-    print(f"{failing} of {len(confirmed)} confirmed cases fail with the broken models:")
+    judged = sum(count for verdict, count in verdicts.items() if verdict not in UNJUDGED)
+    failing = judged - verdicts["confirmed"]
+    print(f"{failing} of {judged} confirmed cases that could be judged fail with the broken models:")
     for id, one in broken["cases"].items():
         print(f"    {one['verdict']:15} {id}: {one['why']}")
     ratios = {
         "share_confirmed_of_ran": len(confirmed) / max(whole["ran"], 1),
-        "share_failing_when_broken": failing / len(confirmed),
+        "share_failing_when_broken": failing / max(judged, 1),
+        "share_judged_when_broken": judged / len(confirmed),
         "cpu_ratio_to_wall": whole["cpu_seconds"] / whole["wall_seconds"],
     }
     for name, ratio in ratios.items():
@@ -126,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
                  "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}  # fmt: skip
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if whole["code"] == 0 and failing == len(confirmed) else 1
+    return 0 if whole["code"] == 0 and failing == judged > 0 else 1
 
 
 if __name__ == "__main__":

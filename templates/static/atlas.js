@@ -827,7 +827,8 @@
     document.addEventListener(kind, function (event) {
       var link = event.target.closest && event.target.closest('a[href^="#latent="]'), i = link ? Number(link.hash.slice(8)) : -1;
       clearTimeout(pointed);
-      if (isWhole(i) && alive(i)) pointed = setTimeout(R.prepare, 60, i);
+      // A finger points and opens at once, or scrolls.
+      if (isWhole(i) && alive(i) && event.pointerType !== "touch") pointed = setTimeout(R.prepare, 60, i);
     });
   });
   window.addEventListener("hashchange", route);

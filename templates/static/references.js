@@ -33,6 +33,7 @@ window.VSP_REFERENCES = function (A, at, masks) {
     script.onerror = function () {
       var told = waiting[n] || [];
       delete waiting[n];
+      script.remove();
       told.forEach(function (one) { one(false); });
     };
     script.onload = function () { script.remove(); };
@@ -43,6 +44,7 @@ window.VSP_REFERENCES = function (A, at, masks) {
     var n = Math.floor(picture / (A.sheets.across * A.sheets.down));
     if (!sheets[n]) {
       sheets[n] = new Image();
+      sheets[n].onerror = function () { delete sheets[n]; };
       sheets[n].src = at + A.sheets.folder + A.sheets.files[n];
     }
     return sheets[n];

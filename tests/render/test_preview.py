@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,25 @@ def test_the_preview(tmp_path: Path) -> None:
         assert asked("/../../etc/passwd").status == 404
         running.shutdown()
         thread.join()
+
+
+def test_many_files_come_over_one_connection_and_none_waits_for_another(tmp_path: Path) -> None:
+    """A page is thirty requests. What a kept connection must not do is to hold a file back until the browser has said
+    that it has the file's headers, which takes it 40 ms."""
+    (tmp_path / "index.html").write_text("here" * 500)
+    with preview.server(tmp_path) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        connection, taken = http.client.HTTPConnection(*running.server_address[:2]), []
+        connection.connect()
+        own = connection.sock
+        for _ in range(21):
+            started = time.perf_counter()
+            connection.request("GET", "/index.html")
+            assert connection.getresponse().read() == b"here" * 500
+            taken.append(time.perf_counter() - started)
+        assert connection.sock is own and sorted(taken)[10] < 0.03
+        connection.close()
+        running.shutdown()
 
 
 def test_ctrl_c_is_how_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

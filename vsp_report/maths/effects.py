@@ -168,7 +168,7 @@ def _drawer(part: Part, pools: _Pools, nearest: int) -> Callable[[set[int]], tup
             free = [k for k in order[place][:reach] if k not in drawn and k not in elsewhere][:nearest]
             drawn.append(free[int(generator.integers(len(free)))])
         if pools.silent:
-            free = [k for k in pools.quiet.tolist() if k not in elsewhere]
+            free = pools.quiet[~np.isin(pools.quiet, list(elsewhere))] if elsewhere else pools.quiet
             drawn += generator.choice(free, pools.silent, replace=False).tolist()
         return tuple(sorted(drawn))
 

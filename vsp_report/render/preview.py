@@ -17,6 +17,8 @@ HOST = "127.0.0.1"
 
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # one connection for many files
+    disable_nagle_algorithm = True  # or what follows a file's headers waits for the browser to say that it has them
+    timeout = 60
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-store")
