@@ -821,6 +821,16 @@
     window.addEventListener("resize", function () { planes.forEach(function (plane) { plane.place(); }); list.paint(); });
     dark.addEventListener("change", function () { planes.forEach(function (plane) { plane.recolour(); }); repaint(); });
   }
+  // What is pointed at for a moment is likely to be opened.
+  var pointed = 0;
+  ["pointerover", "focusin"].forEach(function (kind) {
+    document.addEventListener(kind, function (event) {
+      var link = event.target.closest && event.target.closest('a[href^="#latent="]'), i = link ? Number(link.hash.slice(8)) : -1;
+      clearTimeout(pointed);
+      // A finger points and opens at once, or scrolls.
+      if (isWhole(i) && alive(i) && event.pointerType !== "touch") pointed = setTimeout(R.prepare, 60, i);
+    });
+  });
   window.addEventListener("hashchange", route);
   route();
 })();

@@ -33,6 +33,7 @@ window.VSP_REFERENCES = function (A, at, masks) {
     script.onerror = function () {
       var told = waiting[n] || [];
       delete waiting[n];
+      script.remove();
       told.forEach(function (one) { one(false); });
     };
     script.onload = function () { script.remove(); };
@@ -43,9 +44,16 @@ window.VSP_REFERENCES = function (A, at, masks) {
     var n = Math.floor(picture / (A.sheets.across * A.sheets.down));
     if (!sheets[n]) {
       sheets[n] = new Image();
+      sheets[n].onerror = function () { delete sheets[n]; };
       sheets[n].src = at + A.sheets.folder + A.sheets.files[n];
     }
     return sheets[n];
+  }
+  // Read all that it will show, before it is asked to be shown.
+  function prepare(i) {
+    latent(i, function (record) {
+      if (record && A.sheets.files.length) record[AT.references].forEach(function (one) { sheet(one[REF.picture]); });
+    });
   }
   function grid(reference) {
     var text = atob(reference[REF.grid]), found = new Float32Array(reference[REF.rows] * reference[REF.columns]);
@@ -92,5 +100,5 @@ window.VSP_REFERENCES = function (A, at, masks) {
     } else canvas.setAttribute("aria-hidden", "true");
     return canvas;
   }
-  return { AT: AT, REF: REF, latent: latent, thumb: thumb };
+  return { AT: AT, REF: REF, latent: latent, prepare: prepare, thumb: thumb };
 };
