@@ -581,8 +581,10 @@
       if (view.dataset.latent !== asked || view.hidden) return;
       if (!record) { head.appendChild(element("p", "headline", "Its file is missing from this site: latents/. Build the site again, or copy all of it.")); return; }
       describe(i, record, head);
-      setTimeout(function () {  // its pictures come first: its neighbours need others
+      var patience = 12;
+      setTimeout(function next() {  // its pictures come first: its neighbours need others
         if (!head.isConnected) return;
+        if (patience-- > 0 && $(".contact canvas:not([data-drawn])", view)) return setTimeout(next, 16);
         compare(i, record);
         view.dataset.ready = asked;
       });
