@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from tests.maths.test_quality import by_definition
 from vsp_report.maths import quality
-from vsp_report.maths.effects import average_precision
 from vsp_report.maths.tallies import BELOW, BINS, Entries, Explained, Frame, Tally, Truth, unit_for
 
 PICTURES, PATCHES, LATENTS, CONCEPTS, WIDTH, NEAR, BATCH = 60, 9, 40, 5, 6, 3, 4
@@ -213,12 +213,14 @@ def test_concepts_against_the_plain_way(world: World, whole: Tally) -> None:
     found, over_all = quality.findings(whole)
     first, second = world.half == 0, world.half == 1
     for concept in range(CONCEPTS - 1):
-        np.testing.assert_allclose(over_all[:, concept], average_precision(strength, shown[:, concept]))
-        chosen = int(np.argmax(average_precision(strength[first], shown[first, concept])))
-        on, there = world.acts[second][..., chosen] > 0, world.shows[second][..., concept]
+        there = shown[:, concept]
+        expected = [[by_definition(strength[half, latent], there[half]) for latent in range(LATENTS)]
+                    for half in (slice(None), first, second)]  # fmt: skip
+        np.testing.assert_allclose(over_all[:, concept], expected[0])
+        chosen = int(np.argmax(expected[1]))
         assert found[concept].latent == chosen
-        expected = average_precision(strength[second][:, [chosen]], shown[second, concept])[0]
-        assert found[concept].average_precision == pytest.approx(expected)
+        assert found[concept].average_precision == pytest.approx(expected[2][chosen])
+        on, there = world.acts[second][..., chosen] > 0, world.shows[second][..., concept]
         assert found[concept].iou == pytest.approx((on & there).sum() / (on | there).sum())
     assert found[-1] == (None, None, None) and np.isnan(over_all[:, -1]).all()
 

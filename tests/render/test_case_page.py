@@ -113,6 +113,15 @@ def test_the_side_of_the_log_odds_is_not_written_as_what_is_said() -> None:
     assert controls and all("the log-odds" in one and "answer" not in one for one in controls)
 
 
+def test_the_table_says_of_which_kind_the_controls_are_that_flip() -> None:
+    base = full().steered[1]
+    drawn = tuple(replace(draws, flips=of) for draws, of in zip(base.controls, (0.0, 0.025, 0.875), strict=True))
+    (arm,) = (arm for arm in arms.arms_of(full(steered=(replace(base, controls=drawn),))) if arm.name == base.name)
+    assert (arm.flips, arm.flips_beside) == ("0 %", ("random directions 2.5 %", "untrained SAE 88 %"))
+    (arm,) = (arm for arm in arms.arms_of(full(steered=(replace(base, controls=drawn[2:]),))) if arm.name == base.name)
+    assert (arm.flips, arm.flips_beside) == ("–", ("untrained SAE 88 %",))
+
+
 @pytest.mark.parametrize(
     ("flips", "said"),
     [

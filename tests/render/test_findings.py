@@ -103,6 +103,13 @@ def test_what_other_controls_do_as_well_is_said() -> None:
         "; but 16 of 40 draws of random directions do (p = 0.41), and 39 of 40 draws of an untrained SAE do (p = 0.98)."
     )
     assert told(directions, replace(twin, p=0.05)).endswith(f"{nothing}.")
+    # So are those that take them past zero, though not as far.
+    over, zero = replace(twin, p=0.025, flips=0.75), "take them past zero"
+    assert told(directions, over).endswith(f"{nothing}; but 30 of 40 draws of an untrained SAE {zero} as well.")
+    assert told(directions, replace(twin, flips=0.75)).endswith(f"SAE do (p = 0.41), and 30 {zero}.")
+    assert told(directions, replace(over, flips=0.05)).endswith(f"{nothing}.")
+    latents = replace(latents, flips=0.1)
+    assert told(directions).endswith(f"{nothing}; but 20 of those {zero} as well.")
     # Where matched latents do as much, nothing is claimed that others could speak against.
     latents = replace(latents, p=0.3)
     assert "; but" not in told(random, twin)

@@ -102,7 +102,7 @@ def coactivation(tally: Tally) -> np.ndarray:
 # --- concepts ----------------------------------------------------------------------------------------------------
 
 
-def average_precisions(strengths: csr_array, shown_NC: np.ndarray) -> np.ndarray:
+def average_precisions(strengths: csr_array | np.ndarray, shown_NC: np.ndarray) -> np.ndarray:
     """(L, C): with what average precision each latent's activation ranks the pictures of each concept first.
 
     Pictures of equal activation count as one step, so a silent latent scores the share of the concept's pictures. NaN

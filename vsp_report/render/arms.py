@@ -13,6 +13,7 @@ from typing import Any
 
 from vsp_report.recording import Answered, Recording, Rephrased, Steered
 from vsp_report.render.findings import (
+    CONTROL_KINDS,
     Run,
     base_of,
     change_of,
@@ -55,6 +56,9 @@ class Arm:
     interval: str = ""
     p: str = ""
     flips: str = ""
+    """the share of the matched latents that flip"""
+    flips_beside: tuple[str, ...] = ()
+    """of the other kinds, those of which some do"""
     latents: str = ""
     best: bool = False
     indented: bool = False
@@ -131,7 +135,8 @@ def _answer(before: Answered | None, after: Answered) -> tuple[Run, ...]:
 def _steered(recording: Recording, one: Steered, contrast: Any, scale: float, best: bool) -> Arm:
     change, missing, was = change_of(one), uncompared(one), margin_before(recording, one)
     ends = (was + one.interval[0], was + one.interval[1]) if one.interval and was is not None else None
-    flips = [draws.flips for draws in one.controls if draws.flips is not None]
+    flips = {draws.kind: draws.flips for draws in one.controls if draws.flips is not None}
+    beside = [f"{CONTROL_KINDS[kind]} {share(of)}" for kind, of in flips.items() if of and kind != "latents"]
     numbers = sorted({n for edit in one.edits if edit.latents != "all" for n in edit.latents})
     return Arm(
         one.name,
@@ -145,7 +150,8 @@ def _steered(recording: Recording, one: Steered, contrast: Any, scale: float, be
         number(change, 2, True) if change is not None else "–",
         f"{number(one.interval[0], 2, True)} to {number(one.interval[1], 2, True)}" if one.interval else "",
         p_value(one.p),
-        share(max(flips)) if flips else "–",
+        share(flips["latents"]) if "latents" in flips else "–",
+        tuple(beside),
         ", ".join(map(str, numbers)),
         best,
         one.onto is not None,

@@ -16,10 +16,9 @@ import altair as alt
 import numpy as np
 
 from vsp_report.recording import Attribution, ClassScores, ControlDraws, Swept
-from vsp_report.render.findings import number, p_value
+from vsp_report.render.findings import CONTROL_KINDS, number, p_value
 from vsp_report.render.theme import LIGHT, chart_config, finished_svg
 
-CONTROL_KINDS = {"latents": "other latents", "directions": "random directions", "untrained": "untrained SAE"}
 _DOSE_MARGIN = 1.35
 APART = "\u2003"
 """Between the parts of an axis's title: SVG makes one of several ordinary spaces."""

@@ -19,6 +19,7 @@ from vsp_report.recording import Clustering, ControlDraws, Recording, Steered, S
 from vsp_report.render import charts
 from vsp_report.render.arms import rounds_of
 from vsp_report.render.findings import (
+    CONTROL_KINDS,
     base_of,
     change_of,
     changes_of,
@@ -141,7 +142,7 @@ def _controls(recording: Recording, steered: Steered, place: int) -> Figure:
     ]
     moved = number(change, 1, True)
     ranges = "; ".join(said) + "."
-    rows = [(charts.CONTROL_KINDS[d.kind], n, far) for d in controls for n, far in enumerate(d.changes, 1)]
+    rows = [(CONTROL_KINDS[d.kind], n, far) for d in controls for n, far in enumerate(d.changes, 1)]
     rows = [(f"{steered.name} itself", 0, change), *rows]
     also = _flipping(controls)
     description = f"Histogram of the changes that matched controls make; {steered.name} makes {moved}. {ranges}"
@@ -164,7 +165,7 @@ def _activity(draws: ControlDraws) -> str:
 
 def _flipping(controls: Sequence[ControlDraws]) -> str:
     """How many take the log-odds over zero. What is said then was not asked."""
-    flips = {charts.CONTROL_KINDS[d.kind]: d.flips for d in controls if d.flips is not None}
+    flips = {CONTROL_KINDS[d.kind]: d.flips for d in controls if d.flips is not None}
     if not flips:
         return ""
     if not any(flips.values()):

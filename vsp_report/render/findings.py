@@ -47,6 +47,7 @@ MODES = {
 """Each failure mode: its name, and what it is in two lines."""
 
 
+CONTROL_KINDS = {"latents": "other latents", "directions": "random directions", "untrained": "untrained SAE"}
 OTHERS = {"directions": "random directions", "untrained": "an untrained SAE"}
 """Controls that are no latents of the case's own autoencoder."""
 BY_CHANCE = 0.05
@@ -320,12 +321,20 @@ def _among_controls(steered: Steered) -> Iterator[Run]:
 
 
 def _others(steered: Steered) -> Iterator[str]:
-    """What is no latent of this autoencoder and does as much, in more than one draw of twenty."""
+    """What moves the log-odds as far and is no latent of this autoencoder, or takes them to the other side of zero, in
+    more than one draw of twenty."""
     for draws in steered.controls:
-        if draws.kind in OTHERS and draws.changes and draws.p is not None and draws.p > BY_CHANCE:
-            as_far = round(draws.p * (1 + len(draws.changes))) - 1
-            yield (f"{as_far} of {len(draws.changes)} draws of {OTHERS[draws.kind]} {'do' if as_far > 1 else 'does'}"
-                   f" (p\u00a0=\u00a0{p_value(draws.p)})")  # fmt: skip
+        if not draws.changes or draws.p is None:
+            continue
+        count, kind = len(draws.changes), OTHERS.get(draws.kind)
+        as_far, over = round(draws.p * (1 + count)) - 1, round((draws.flips or 0.0) * count)
+        drawn = f"of {count} draws of {kind}" if kind else "of those"
+        far = kind is not None and draws.p > BY_CHANCE
+        if far:
+            yield f"{as_far} {drawn} {'do' if as_far > 1 else 'does'} (p\u00a0=\u00a0{p_value(draws.p)})"
+        if over > BY_CHANCE * count:
+            takes = "take them past zero" if over > 1 else "takes them past zero"
+            yield f"{over} {takes}" if far else f"{over} {drawn} {takes} as well"
 
 
 def plain(runs: list[Run]) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vsp_report.maths.effects import average_precision
+from vsp_report.maths.quality import average_precisions
 from vsp_report.model.sae import quality
 from vsp_report.sketchworld import language, rules
 from vsp_report.sketchworld.concepts import CONCEPTS, concepts_in
@@ -362,12 +362,10 @@ def _concepts(probe: Probe, weights: Path, scenes: int) -> Iterator[Figure]:
     drawn = [rules.sample_scene(HELD_OUT + 40_000_000 + i) for i in range(2 * scenes)]
     states = probe.states(probe.pixels(drawn))[:, 1:]
     strongest = torch.cat([probe.sae.encode(z).amax(1) for z in states.split(64)]).cpu().numpy()
-    names = [concepts_in(scene) for scene in drawn]
-    found = {}
-    for concept in CONCEPTS:
-        there = np.asarray([concept in n for n in names])
-        chosen = int(np.argmax(average_precision(strongest[:scenes], there[:scenes])))
-        found[concept] = float(average_precision(strongest[scenes:, [chosen]], there[scenes:])[0])
+    there = np.asarray([[concept in names for concept in CONCEPTS] for names in map(concepts_in, drawn)])
+    first_LC, second_LC = (average_precisions(strongest[part], there[part])
+                           for part in (slice(scenes), slice(scenes, None)))  # fmt: skip
+    found = dict(zip(CONCEPTS, second_LC[first_LC.argmax(0), range(len(CONCEPTS))].tolist(), strict=True))
     missed = ", ".join(f"{concept} {value:.2f}" for concept, value in found.items() if value < 0.9)
     share = np.mean([value >= 0.9 for value in found.values()])
     figure = at_least("concepts found by a latent (average precision >= 0.9)", share, 0.90)

@@ -25,7 +25,7 @@ from vsp_report.model.vlm import load_vlm
 from vsp_report.sketchworld import language
 from vsp_report.sketchworld.language import GRID, IMAGE_PX
 from vsp_report.sketchworld.models import FEATURE_LAYER, attend_fast, normalized
-from vsp_report.sketchworld.packing import Packer, read_picture, text_logits, wrong_answers
+from vsp_report.sketchworld.packing import Packer, continued, text_logits, wrong_answers
 from vsp_report.sketchworld.pool import NO_LABEL, pixels_of
 from vsp_report.sketchworld.rules import Question
 from vsp_report.sketchworld.scene import COVERED, Scene
@@ -127,26 +127,16 @@ class Probe:
 
     @torch.no_grad()
     def answers(self, features: torch.Tensor, questions: Sequence[str], most: int = 24, batch: int = 128) -> list[str]:
-        """Greedy answers. A picture is read once; its few words are read anew for every word that is added."""
+        """Greedy answers."""
         vocabulary, end = language.vocabulary(), language.vocabulary().index(language.EOS)
-        result: list[str] = []
-        for i in range(0, len(questions), batch):
-            rows = [self.packer.prompt(q) for q in questions[i : i + batch]]
-            starts, done = [len(r) for r in rows], [False] * len(rows)
-            seen = read_picture(self.llava, features[i : i + batch])
-            for _ in range(most):
-                longest = max(map(len, rows)) + 1
-                ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
-                real = torch.arange(longest)[None] <= torch.tensor([len(r) for r in rows])[:, None]
-                packed = {"ids": ids, "segments": real.long(), "places": torch.arange(longest).expand(len(rows), -1)}
-                logits = text_logits(self.llava, seen, packed)
-                for row, tokens in enumerate(rows):
-                    if not done[row]:
-                        tokens.append(int(logits[row, len(tokens)].argmax()))
-                        done[row] = tokens[-1] == end
-                if all(done):
-                    break
-            result += [" ".join(vocabulary[t] for t in r[s:] if t != end) for r, s in zip(rows, starts, strict=True)]
+        prompts = [self.packer.prompt(question) for question in questions]
+        result = [""] * len(prompts)
+        for length in set(map(len, prompts)):
+            alike = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+            for some in (alike[i : i + batch] for i in range(0, len(alike), batch)):
+                asked = torch.tensor([prompts[row] for row in some])
+                for row, said in zip(some, continued(self.llava, features[some], asked, most, end), strict=True):
+                    result[row] = " ".join(vocabulary[token] for token in said)
         return result
 
     # --- latents -------------------------------------------------------------------------------------------------

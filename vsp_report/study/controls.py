@@ -26,7 +26,7 @@ Axes: N draws, P patches, S sites, L latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -172,17 +172,16 @@ def _untrained(
     bench, patches = subject.bench, np.flatnonzero(~subject.bench.sites.class_S)
     if ranks.latents_PL.shape[0] != len(patches):  # a connector with outputs that are made of no patch
         return [np.zeros(0) for _ in judged]
-    moved: list[list[float]] = [[] for _ in judged]
     stills = [_still(subject, one) for one in judged]
-    for seed in seeds:
-        sae = Sae.untrained(seed, like=subject.sae)
-        effects_L = None if seen is None else replace(seen, sae=sae).effects().double().cpu().numpy()
-        theirs = replace(ranks, latents_PL=bench.latents(sae)[patches], effects_L=effects_L)
-        changes = []
-        for one, still_SD in zip(judged, stills, strict=True):
-            sets: list[Latents] = stand_ins(one.resolved, ranks, theirs, one.inside)
-            steering = replace(one.resolved.with_latents("untrained", sets), mode="delta")
-            changes.append(still_SD + bench.change(steering, sae))
-        for changes_N, value in zip(moved, bench.shifts(changes), strict=True):
-            changes_N.append(float(value))
-    return [np.array(changes_N) for changes_N in moved]
+
+    def changes_NSD() -> Iterator[Any]:
+        for seed in seeds:
+            sae = Sae.untrained(seed, like=subject.sae)
+            effects_L = None if seen is None else replace(seen, sae=sae).effects().double().cpu().numpy()
+            theirs = replace(ranks, latents_PL=bench.latents(sae)[patches], effects_L=effects_L)
+            for one, still_SD in zip(judged, stills, strict=True):
+                sets: list[Latents] = stand_ins(one.resolved, ranks, theirs, one.inside)
+                steering = replace(one.resolved.with_latents("untrained", sets), mode="delta")
+                yield still_SD + bench.change(steering, sae)
+
+    return list(bench.shifts(changes_NSD()).reshape(len(seeds), len(judged)).T)

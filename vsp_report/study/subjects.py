@@ -225,7 +225,7 @@ class Classifying:
     def _classified(self, steerings: Sequence[Steering]) -> clips.Classified:
         return clips.classify(
             self.clip, self.image, self.classes, sae=self.sae, steerings=steerings, tap=self.tap,
-            batch=benches.MOST_ROWS,
+            batch=benches.most_rows(self.clip.device),
         )  # fmt: skip
 
     def _answered(self, scores: clips.Scores) -> Answered:
