@@ -10,6 +10,10 @@ but then many share one thing: ablating ten of a chair's latents corrected 30 % 
 98 %. Hence LIFT_UNTIL, and hence `revive`: the living learn first and then stay as they are, to the bit, while the dead
 learn what those leave over. That leaves 96 % alive, and a chair to its ten.
 
+The first life need not be of the same kind (`onto`). A ReLU under L1 comes to few latents, each for a thing by itself,
+but on SketchWorld's main tap it leaves a tenth of the variance over, and most latents dead. Those, given a second life
+as TopK on what is left over, explain it, while the living stay what they were; learning on as TopK, they would not.
+
 Axes: N rows in all, B rows of a step, D model width, L latents.
 """
 
@@ -41,6 +45,7 @@ REVIVE = 1 / 6  # share of all steps, the last ones, in which `revive` teaches t
 RESAMPLE_UNTIL = 0.5  # share of all steps; what is resampled later has no time to settle
 LEAST_VARIANCE = 1e-4  # of the largest; directions below are noise, and are not blown up
 SAMPLE = 65536  # rows that scale and first directions are taken from
+ROWS = 4096  # of them encoded at a time
 
 
 class UnusableRecipe(ValueError):
@@ -160,8 +165,13 @@ class Trainer:
         mean_D: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         team: Team | None = None,
+        onto: Sae | None = None,
     ) -> None:
+        """`onto`: whose latents stay as they are, to the bit, if they fire in a row of each batch or so; all steps are
+        for the others."""
         self.recipe = recipe = recipe.completed(sample_SD.shape[1])
+        self.first_life = recipe.first_life if onto is None else 0
+        self.onto = {} if onto is None else {"onto": onto.name}
         self.generator = torch.Generator().manual_seed(recipe.seed) if generator is None else generator
         self.team, self.steps_done, self.device = team, 0, torch.device(device)
         mean_D = mean_row(sample_SD) if mean_D is None else mean_D
@@ -177,6 +187,8 @@ class Trainer:
         self.scale = 1.0 / max(float(centred_SD.square().sum(1).mean().sqrt()), 1e-12)
         k = recipe.k if recipe.sparse else 0
         weights = first_weights(centred_SD * self.scale, recipe.expansion * len(mean_D), k, self.generator)
+        if onto is not None:
+            weights = self._taken_over(onto := onto.cpu().float(), mean_D.cpu())
         self.weights = Weights(*(tensor.to(device).requires_grad_() for tensor in weights))
         self.mean_D = mean_D.to(device)
         self.learner = Learner(
@@ -187,17 +199,32 @@ class Trainer:
         self.kept_L = torch.zeros_like(self.learner.dead_L)
         """What stays as it is, while others have their second life."""
         self.optimiser = self._fresh_optimiser()
+        if onto is not None:
+            fired_L = sum(onto.encode(rows.cpu().float()).gt(0).sum(0) for rows in sample_SD.split(ROWS))
+            self.learner.silent_L[(fired_L * recipe.batch < len(sample_SD)).to(device)] = torch.inf
         if team is not None:
             self._as_the_first()
+
+    def _taken_over(self, onto: Sae, mean_D: torch.Tensor) -> Weights:
+        """In the units and around the middle of these rows."""
+        recipe, whole = self.recipe, (len(mean_D), self.recipe.expansion * len(mean_D))
+        if recipe.dead != "revive" or recipe.whiten or onto.architecture not in ("standard", "topk"):
+            raise UnusableRecipe("onto", "is for dead: revive, on a ReLU or TopK of rows as they are", "leave it out")
+        if (onto.d_in, onto.d_sae) != whole:
+            fault = f"has {onto.d_sae} latents of width {onto.d_in}"
+            raise UnusableRecipe("onto", fault, f"expected {whole[1]} of {whole[0]}")
+        b_enc_L = self.scale * (onto.b_enc + (mean_D - onto.b_dec) @ onto.W_enc)
+        encoder_LD = onto.W_enc.T.clone(memory_format=torch.contiguous_format)  # Adam's fused step goes by memory
+        return Weights(encoder_LD, b_enc_L, onto.W_dec.clone(), (onto.b_dec - mean_D) * self.scale)
 
     def step(self, rows_BD: torch.Tensor) -> Step:
         """Learn from raw rows."""
         recipe, step, learner = self.recipe, self.steps_done, self.learner
         x_BD = rows_BD.to(self.device).float() - self.mean_D
         x_BD = (x_BD if self.there_DD is None else x_BD @ self.there_DD) * self.scale
-        if step == recipe.first_life:
+        if step == (first := self.first_life):
             self._revive(x_BD)
-        at, of = (step, first) if step < (first := recipe.first_life) else (step - first, recipe.steps - first)
+        at, of = (step, first) if step < first else (step - first, recipe.steps - first)
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.lr * _schedule(at, of)
         self.optimiser.zero_grad()
@@ -210,7 +237,7 @@ class Trainer:
                 learner.threshold = self.team.mean(learner.threshold)
         learner.count(fired_L, len(x_BD) * (self.team.size if self.team else 1))
         project(self.weights.decoder_LD)
-        if at != step:  # in their second life
+        if step >= first:  # in their second life
             for weight in self.weights[:3]:
                 weight.grad[self.kept_L] = 0.0
             self.weights.b_dec_D.grad.zero_()
@@ -218,7 +245,7 @@ class Trainer:
         with torch.no_grad():
             decoder_LD, learns_L1 = self.weights.decoder_LD, ~self.kept_L[:, None]
             decoder_LD.div_(decoder_LD.norm(dim=1, keepdim=True).where(learns_L1, 1.0))
-            if learner.auxiliary and step < LIFT_UNTIL * recipe.first_life:
+            if learner.auxiliary and step < LIFT_UNTIL * first:
                 self.weights.b_enc_L[learner.dead_L] += LIFT
         if recipe.dead == "resample" and step in _resampling_steps(recipe.steps):
             learner.resample(x_BD, self.optimiser, self.generator)
@@ -306,7 +333,7 @@ class Trainer:
             b_dec=b_dec_D / self.scale + self.mean_D,
             threshold=threshold,
             k=recipe.k if recipe.sparse else None,
-            provenance={"trained_by": "vsp_report", **recipe.told()},
+            provenance={"trained_by": "vsp_report", **recipe.told(), **self.onto},
         )
 
 
@@ -324,11 +351,12 @@ def train_sae(
     *,
     device: str | torch.device = "cpu",
     on_step: Callable[[Step], None] | None = None,
+    onto: Sae | None = None,
     **recipe: Any,
 ) -> Sae:
     """Train one SAE on activations held in memory, in any dtype. Same seed and device, same result.
 
-    `recipe`: the fields of a Recipe.
+    `recipe`: the fields of a Recipe. `onto`: an SAE whose living latents are kept as they are.
     """
     plan = Recipe(**recipe)
     if acts_ND.dim() != 2 or not len(acts_ND):
@@ -336,7 +364,7 @@ def train_sae(
     plan.completed(acts_ND.shape[1])
     generator = torch.Generator().manual_seed(plan.seed)
     sample_SD = acts_ND[torch.randint(len(acts_ND), (SAMPLE,), generator=generator)]
-    trainer = Trainer(plan, sample_SD, device=device, mean_D=mean_row(acts_ND), generator=generator)
+    trainer = Trainer(plan, sample_SD, device=device, mean_D=mean_row(acts_ND), generator=generator, onto=onto)
     for rows in _batches(len(acts_ND), plan.batch, plan.steps, generator):
         told = trainer.step(acts_ND[rows])
         if on_step is not None:

@@ -35,20 +35,23 @@ class SaePlan:
     """In units of the recipe's steps."""
     dead: str = ""
     """What is done about dead latents; "" is the architecture's own."""
+    onto: str = ""
+    """The one, before it, whose living latents are kept as they are."""
 
 
 BACKGROUND = 0.15
 """The share of the background's patches that a vision tap's autoencoder learns from: most are alike."""
 
 SAES = {
-    "vision.3": SaePlan("vision.3", k=28, dead="revive"),
-    "vision.3-relu": SaePlan("vision.3", "standard", steps=0.4),
+    "vision.3-relu": SaePlan("vision.3", "standard"),
+    "vision.3": SaePlan("vision.3", k=28, steps=0.6, dead="revive", onto="vision.3-relu"),
     "vision.0": SaePlan("vision.0", steps=0.4),
     "vision.2": SaePlan("vision.2", steps=0.6, dead="revive"),
     "text.2": SaePlan("text.2", k=24, steps=0.8, dead="revive"),
 }
-"""By bundled name: the main tap twice (TopK, and ReLU + L1 as in the paper), an early and a middle one, and one on the
-language model's residual stream, over image and text positions."""
+"""By bundled name: the main tap twice (ReLU + L1 as in the paper, and TopK, in which the first one's living latents are
+kept and its dead ones learn what those leave over), an early and a middle one, and one on the language model's residual
+stream, over image and text positions."""
 
 
 @torch.no_grad()
@@ -123,7 +126,7 @@ def train_saes(
             seen = seen[torch.from_numpy((shown | (rng.random(len(shown)) < BACKGROUND))[unseen:])]
         sae = train_sae(
             seen, architecture=plan.architecture, k=plan.k, l1=plan.l1, steps=steps,
-            seed=recipe.seed + 2, device=device, dead=plan.dead,
+            seed=recipe.seed + 2, device=device, dead=plan.dead, onto=saes.get(plan.onto),
         )  # fmt: skip
         found = quality(sae.cpu(), states[plan.tap][:unseen])
         record.note(f"sae {name}", steps, seconds=time.monotonic() - started, **found._asdict())

@@ -1,7 +1,10 @@
 """Concepts: the words by which a scene's truth is asked of latents, and which patches show what each word means.
 
-A thing has its kind, its colour where colour is a property of the kind, and a person's pose. An animal is its head and
-its mark together. A chart is its whole picture.
+A thing has its kind, the colour that it is drawn in, and a person's pose. An animal is its head and its mark together.
+A chart is its whole picture.
+
+Colour goes by what is drawn, and not by what is asked about: nobody here asks for the colour of a mitten, but who finds
+green things finds a green mitten too, and every plant.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vsp_report.sketchworld import rules
-from vsp_report.sketchworld.scene import COVERED, Scene
+from vsp_report.sketchworld.drawing import COLORS
+from vsp_report.sketchworld.scene import COVERED, Scene, Thing
 
 CONCEPTS = (
     *rules.OBJECTS, *rules.MARKS, "person", "sitting", "standing", *rules.SEATS, *rules.AIDS, *rules.FURNITURE,
@@ -20,6 +24,10 @@ CONCEPTS = (
     "purple", "white",
 )  # fmt: skip
 _NUMBER = {concept: i for i, concept in enumerate(CONCEPTS)}
+SHADE = 14
+"""In no channel is a shade further from its colour."""
+DRAWN_IN = {"plant": "green", "shelf": "white", "stool": "red"}
+"""Kinds that are drawn in one colour always: about half of what is seen of them, or more, lies next to it."""
 
 
 class Shown(NamedTuple):
@@ -32,10 +40,8 @@ class Shown(NamedTuple):
 
 
 def concepts_in(scene: Scene) -> set[str]:
-    said = (
-        {thing.kind for thing in scene.things} | {thing.color for thing in scene.things} | set(rules.animals_in(scene))
-    )
-    said |= {thing.pose for thing in scene.things}
+    said = {thing.kind for thing in scene.things} | set(rules.animals_in(scene))
+    said |= {word for thing in scene.things for word in (color_of(thing), thing.pose)}
     if scene.chart:
         said |= {
             "chart",
@@ -43,6 +49,15 @@ def concepts_in(scene: Scene) -> set[str]:
             *(["highlight"] if scene.chart.highlighted is not None else []),
         }
     return said
+
+
+def color_of(thing: Thing) -> str:
+    """The word for what it is drawn in; empty where there is none."""
+    if named := thing.color or DRAWN_IN.get(thing.kind):
+        return named
+    near = (word for word, color in COLORS.items()
+            if all(abs(a - b) <= SHADE for a, b in zip(thing.tint, color, strict=True)))  # fmt: skip
+    return next(near, "")
 
 
 def masks_of(scene: Scene, size_px: int) -> list[np.ndarray]:
@@ -74,7 +89,7 @@ def _words(scene: Scene, index: int, part: str) -> set[str]:
     if thing.kind == "animal" or thing.kind in rules.MARKS.values():
         of = {mark: animal for animal, mark in rules.MARKS.items()}
         return {of[thing.kind]} if thing.kind in of else set(rules.animals_in(scene))
-    return {thing.kind, thing.color, thing.pose}
+    return {thing.kind, color_of(thing), thing.pose}
 
 
 def _shares(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:

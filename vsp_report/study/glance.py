@@ -1,6 +1,7 @@
 """Glance: what a notebook shows while it runs: small tables and pictures. A page's charts are render's.
 
-Tables are lists of rows, each a plain mapping; pictures are PNG bytes. Both are made of what an inquiry has so far.
+Tables are lists of rows, each a plain mapping; pictures are bytes of JPEG, of PNG where they are cells of one colour
+each. Both are made of what an inquiry has so far.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vsp_report.study.resolve import words_of
 
 SHOWN_PX = 320
 CELL_PX = 12
+QUALITY = 82
 INK = (228, 87, 46)
 PAPER = (250, 250, 248)
 
@@ -142,7 +144,7 @@ def contrast(inquiry: Inquiry) -> tuple[str, str]:
 
 
 def picture(inquiry: Inquiry) -> bytes:
-    return _png(_small(inquiry.seen.image))
+    return _jpeg(_small(inquiry.seen.image))
 
 
 def attention(inquiry: Inquiry, token: int = -1) -> bytes:
@@ -166,7 +168,7 @@ def overlay(image: Any, boxes_P4: np.ndarray, values_P: np.ndarray) -> bytes:
             if x1 > x0 and y1 > y0:
                 drawn.rectangle((x0, y0, x1 - 1, y1 - 1), fill=int(225 * max(value, 0) / most))
     faded = Image.blend(small, Image.new("RGB", small.size, (255, 255, 255)), 0.25)
-    return _png(Image.composite(Image.new("RGB", small.size, INK), faded, light))
+    return _jpeg(Image.composite(Image.new("RGB", small.size, INK), faded, light))
 
 
 def heatmap(inquiry: Inquiry) -> bytes | None:
@@ -185,6 +187,12 @@ def heatmap(inquiry: Inquiry) -> bytes | None:
 def _small(image: Any) -> Any:
     share = min(1.0, SHOWN_PX / max(image.size))
     return image.resize([max(1, round(side * share)) for side in image.size], Image.Resampling.LANCZOS)
+
+
+def _jpeg(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return buffer.getvalue()
 
 
 def _png(image: Any) -> bytes:

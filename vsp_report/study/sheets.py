@@ -11,7 +11,7 @@ from PIL import Image
 
 ACROSS = DOWN = 4
 """Few enough that a sheet is decoded in some milliseconds: one latent's pictures lie on a dozen of them."""
-KEPT_QUALITY, SHEET_QUALITY = 95, 50
+KEPT_QUALITY, SHEET_QUALITY = 95, 46
 
 
 def packed(small: Any) -> bytes:
