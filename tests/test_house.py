@@ -47,9 +47,10 @@ ROOMS: dict[str, Licence] = {
     "case/*": _may("yaml", ours="errors paths"),
     "recording/*": _may("numpy", ours="case errors paths"),
     "atlas/*": _may("numpy", ours="errors recording"),
-    # Clusters by density on the map; scikit-learn is there wherever umap is.
-    "maths/projection.py": _may("numpy sklearn umap", ours="errors"),
+    # Clusters by density on the map; scikit-learn, and what it counts threads with, is there wherever umap is.
+    "maths/projection.py": _may("numpy sklearn threadpoolctl umap", ours="errors"),
     "maths/*": _may("numpy scipy umap", ours="errors"),
+    "model/memory.py": _may("psutil torch", ours="model"),
     "model/*": _may(
         "PIL accelerate huggingface_hub numpy safetensors tokenizers torch transformers",
         ours="case errors maths paths",
@@ -94,7 +95,7 @@ ROOMS: dict[str, Licence] = {
 DISTRIBUTIONS = {"PIL": "pillow", "umap": "umap-learn", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
 # Installed by what is named here, and used with it.
 COMES_WITH = {
-    "sklearn": "umap-learn",
+    "sklearn": "umap-learn", "threadpoolctl": "umap-learn", "psutil": "ipykernel",
     "nbclient": "papermill", "nbformat": "papermill", "jupyter_client": "papermill", "markupsafe": "jinja2",
     "IPython": "ipykernel", "tornado": "jupyter_server", "traitlets": "jupyter_server",
 }  # fmt: skip

@@ -19,6 +19,16 @@ from vsp_report import cli
 
 SMALL = ["--expansion", "4", "--k", "8", "--batch", "256", "--steps", "40", "--lr", "4e-3"]
 SCENES = ["--model", "sketchworld", "--images", "sketchworld"]
+SLOWLY = """
+import sys, time
+from vsp_report.cli import main
+from vsp_report.model.training import Trainer
+
+at_once = Trainer.step
+Trainer.step = lambda trainer, rows: time.sleep(0.25) or at_once(trainer, rows)
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, and time to interrupt it."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +115,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_read(command, tmp
 def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_an_unbroken_run(cache, tmp_path, capsys) -> None:
     words = ["sae", "train", *SCENES, "--n", "24", "--cache", str(cache), "--tap", "vision.3", *SMALL, "--steps", "120"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vsp_report", *words, "--save-every", "2", "--out", str(tmp_path / "broken" / "run")],
+        [sys.executable, "-c", SLOWLY, *words, "--save-every", "2", "--out", str(tmp_path / "broken" / "run")],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     checkpoint = tmp_path / "broken" / "run" / "checkpoint.safetensors"

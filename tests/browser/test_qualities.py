@@ -159,8 +159,9 @@ def test_from_a_folder_a_server_and_a_zip_it_is_the_same(page: Page, built: Path
         seen = []
         for address in ((built / name).as_uri(), f"{served}/{name}", (elsewhere / name).as_uri()):
             page.open(address)
-            seen.append(page.value("[document.body.innerText, document.styleSheets.length, [...document.images]"
-                                   ".map(i => i.complete && i.naturalWidth || i.loading)].join('\\n')"))  # fmt: skip
+            page.value("""Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode(); }))""")
+            seen.append(page.value("[document.body.innerText, document.styleSheets.length, "
+                                   "[...document.images].map(i => i.naturalWidth)].join('\\n')"))  # fmt: skip
         assert seen[0] == seen[1] == seen[2]
     assert page.logged == []
 

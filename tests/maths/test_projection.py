@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -56,6 +60,15 @@ def not_mixed(clusters: np.ndarray) -> None:
     """Each cluster is of one group, and each group has one."""
     groups = [{k // 40 for k in np.flatnonzero(clusters == cluster)} for cluster in range(clusters.max() + 1)]
     assert all(len(group) == 1 for group in groups) and set.union(*groups) == {0, 1, 2}
+
+
+def test_a_map_leaves_the_number_of_threads_as_it_was() -> None:
+    """In a process of its own: numba starts its threads once."""
+    code = ("import numpy, torch\nfrom vsp_report.maths.projection import map_of\n"
+            "map_of(numpy.random.default_rng(0).normal(size=(60, 8)))\nprint(torch.get_num_threads())")  # fmt: skip
+    threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    said = subprocess.run([sys.executable, "-c", code], env=os.environ | threads, capture_output=True, text=True)
+    assert said.stdout == "1\n", said.stderr
 
 
 def test_clusters_are_dense_parts_and_the_largest_comes_first() -> None:

@@ -76,7 +76,11 @@ def map_of(directions_LD: np.ndarray, seed: int = 0) -> np.ndarray:
     """(L, 2) from 0 to 1: similar directions lie near each other."""
     if len(directions_LD) < FEWEST:
         return np.full((len(directions_LD), 2), 0.5, np.float32)
-    with warnings.catch_warnings():
+    from threadpoolctl import threadpool_limits
+
+    # Numba, under UMAP, starts OpenMP's threads and leaves their number changed, in torch too: whatever this process
+    # computed afterwards would be added up in another order. On leaving, the numbers are as they were.
+    with warnings.catch_warnings(), threadpool_limits(None):
         # of itself: that it compiles, that a seed means one core, that few points have few neighbours
         warnings.simplefilter("ignore")
         import umap

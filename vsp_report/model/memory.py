@@ -7,8 +7,7 @@ figures stand beside it in benchmarks/README.md.
 
 from __future__ import annotations
 
-import os
-
+import psutil
 import torch
 
 from vsp_report.model.vlm import Prompt, Vlm
@@ -16,8 +15,6 @@ from vsp_report.model.vlm import Prompt, Vlm
 MARGIN = 1.25
 CPU_SHARE, GPU_SHARE = 0.5, 0.85
 """A machine has other things to hold; an accelerator mostly has not."""
-UNKNOWN_BYTES = 2 << 30
-"""Where the system does not say what is free."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -25,10 +22,8 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(GPU_SHARE * (free + held))
-    try:
-        return int(CPU_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return UNKNOWN_BYTES
+    # What could be had, not what lies idle: a machine that has read many files has hardly any of that.
+    return int(CPU_SHARE * psutil.virtual_memory().available)
 
 
 def row_bytes(vlm: Vlm, prompt: Prompt, states: dict, new_tokens: int, forced_tokens: int = 0) -> int:
