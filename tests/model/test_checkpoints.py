@@ -540,6 +540,7 @@ def test_saved_files_are_what_saelens_6_reads(tmp_path):
     config = json.loads((folder / "cfg.json").read_text())
     tensors = load_file(folder / "sae_weights.safetensors")
     assert set(tensors) == {"W_enc", "b_enc", "W_dec", "b_dec"}  # SAELens loads strictly
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # who may read one, may read the other
     assert tensors["W_enc"].dtype == torch.float16 and tensors["b_dec"].dtype == torch.float32
     assert tuple(tensors["W_enc"].shape) == (D, L)
     assert {key: config[key] for key in ("architecture", "d_in", "d_sae", "k", "dtype")} == {

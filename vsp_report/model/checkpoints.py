@@ -87,6 +87,8 @@ def save_sae(sae: Sae, folder: str | Path, dtype: torch.dtype = torch.float16) -
         beside.mkdir()
         save_file(tensors, beside / WEIGHTS)
         (beside / CONFIG).write_text(json.dumps(config, indent=1, default=str) + "\n")
+        # safetensors writes for its owner alone; weights are as readable as what stands beside them.
+        (beside / WEIGHTS).chmod((beside / CONFIG).stat().st_mode)
         if folder.exists():
             folder.rename(before)
         beside.rename(folder)
