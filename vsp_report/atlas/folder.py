@@ -107,9 +107,15 @@ def save_atlas(parent: str | Path, atlas: Atlas) -> Path:
     hashes = {ARRAYS: sha(packed), **{name: sha(path.read_bytes()) for name, path in beside.items()}}
     data = to_plain(_Written(atlas, hashes))
     from_plain(_Written, data, "atlas")  # what cannot be read is not written
-    text = json.dumps({**data["atlas"], "files": data["files"]}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_folder(parent / atlas.slug, {ARRAYS: packed, ATLAS: (text + "\n").encode()})
+    write_folder(parent / atlas.slug, {ARRAYS: packed, ATLAS: _json({**data["atlas"], "files": data["files"]})})
     return parent / atlas.slug
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    """A line for each name: the pictures alone, line by line, would be ten thousand."""
+    compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+    lines = (f'"{name}":{compact(value)}' for name, value in data.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _npz(arrays: Arrays) -> bytes:

@@ -147,9 +147,12 @@ def _begun(journal: Path) -> set[str]:
 
 
 def _json(parts: Mapping[str, Part]) -> bytes:
+    """A line for each part."""
     plain = {name: {"key": one.key, "files": dict(sorted(one.files.items())), "kept": dict(one.kept)}
              for name, one in sorted(parts.items())}  # fmt: skip
-    return (json.dumps({"schema": SCHEMA, "parts": plain}, indent=1, ensure_ascii=False) + "\n").encode()
+    compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    lines = ",\n".join(f"{compact(name)}:{compact(one)}" for name, one in plain.items())
+    return f'{{"schema":{SCHEMA},"parts":{{\n{lines}\n}}}}\n'.encode()
 
 
 def _remove_empty(folder: Path, site: Path) -> None:

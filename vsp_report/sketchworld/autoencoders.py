@@ -43,8 +43,8 @@ BACKGROUND = 0.15
 """The share of the background's patches that a vision tap's autoencoder learns from: most are alike."""
 
 SAES = {
-    "vision.3-relu": SaePlan("vision.3", "standard"),
-    "vision.3": SaePlan("vision.3", k=28, steps=0.6, dead="revive", onto="vision.3-relu"),
+    "vision.3-relu": SaePlan("vision.3", "standard", l1=0.13, steps=2.0),
+    "vision.3": SaePlan("vision.3", k=32, steps=0.6, dead="revive", onto="vision.3-relu"),
     "vision.0": SaePlan("vision.0", steps=0.4),
     "vision.2": SaePlan("vision.2", steps=0.6, dead="revive"),
     "text.2": SaePlan("text.2", k=24, steps=0.8, dead="revive"),
