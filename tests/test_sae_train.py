@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vsp_report import cli
+from vsp_report.model.training import Step, Trainer
 
 SMALL = ["--expansion", "4", "--k", "8", "--batch", "256", "--steps", "40", "--lr", "4e-3"]
 SCENES = ["--model", "sketchworld", "--images", "sketchworld"]
@@ -135,6 +136,49 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_an_unbroken_run(cache, tm
     for name in ("cfg.json", "sae_weights.safetensors"):
         a, b = (tmp_path / one / "run" / "vision.3" / name for one in ("broken", "whole"))
         assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_second_life_keeps_what_lives_and_goes_on_after_a_stop(cache, tmp_path, capsys, monkeypatch) -> None:
+    taps = ("vision.3", "vision.0")
+    first = ["--architecture", "standard", "--l1", "0.02"]
+    assert train(cache, tmp_path / "first", *first, taps=taps) == 0
+    onto = ["--onto", str(tmp_path / "first"), "--steps", "6"]
+    assert train(cache, tmp_path / "second", *onto, taps=taps) == 0
+    step, asked = Trainer.step, []
+
+    def interrupted(trainer: Trainer, rows: torch.Tensor) -> Step:
+        if trainer.steps_done == 3 and not asked:
+            asked.append(signal.raise_signal(signal.SIGINT))
+        return step(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert train(cache, tmp_path / "stopped", *onto, taps=taps) == 130
+    monkeypatch.undo()
+    assert train(cache, tmp_path / "stopped", "--resume", "--onto", "", taps=taps) == 2
+    assert "is of another run: onto was" in capsys.readouterr().err
+    assert cli.main(["sae", "train", "--resume", "--out", str(tmp_path / "stopped")]) == 0
+    for tap in taps:
+        places = (tmp_path / run / tap / "sae_weights.safetensors" for run in ("first", "second", "stopped"))
+        a, b, c = map(load_file, places)
+        kept = (a["W_dec"] == b["W_dec"]).all(1)
+        assert 20 < kept.sum() < 448 and all(torch.equal(b[name], c[name]) for name in b)
+        told = json.loads((tmp_path / "second" / tap / "cfg.json").read_text())["metadata"]["vsp_report"]["provenance"]
+        assert told["onto"] == f"first/{tap}" and told["dead"] == "revive"
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (["--onto", "sketchworld/vision.2"], "sketchworld/vision.2 holds none for vision.3. Name a run's folder"),
+        (["--onto", "sketchworld/vision.3"], "--onto: has 3584 latents of width 112. Expected 448 of 112."),
+        (["--onto", "sketchworld/vision.3", "--architecture", "batchtopk"], "is for topk, and this is batchtopk"),
+        (["--onto", "sketchworld/vision.3", "--dead", "leave"], "revives the dead, and --dead is leave"),
+        (["--onto", "nowhere/at-all/x"], "nowhere/at-all"),
+    ],
+)
+def test_what_nothing_can_be_trained_onto_is_said_at_once(cache, tmp_path, capsys, more: list[str], fault: str) -> None:
+    assert train(cache, tmp_path / "run", *more) == 2
+    assert fault in capsys.readouterr().err
 
 
 def test_a_bar_says_loss_variance_l0_and_the_dead(cache, tmp_path, monkeypatch, capsys) -> None:

@@ -33,7 +33,7 @@ TRAIN = {
     "model": None, "tap": None, "images": None, "n": None, "architecture": "topk", "expansion": 32, "k": 32,
     "l1": 0.05, "prefixes": (), "dead": "", "steps": 20_000, "batch": 4096, "lr": 1e-3, "seed": 0,
     "prompt": "Describe the image.", "cache": None, "states": "float16", "per_pass": 8, "save_every": 500,
-    "whiten": 0.0, "dtype": None,
+    "whiten": 0.0, "onto": "", "dtype": None,
 }  # fmt: skip
 """What `sae train` does where it is not told."""
 UNSEEN = 1_500_000_000
@@ -88,6 +88,8 @@ def _add_train(sae: Any) -> None:
         choices=("auxiliary", "revive", "resample", "leave"),
         help="dead latents (default: auxiliary; standard: resample); revive keeps most alive",
     )
+    add("--onto", metavar="SAE", help="keep the living latents of this one (of a run's --out: the one's at each tap), "
+        "and teach all others what those leave over")  # fmt: skip
     add(
         "--whiten",
         type=_number,
@@ -147,7 +149,8 @@ def _sae_train(args: argparse.Namespace) -> int:
     plan = train.Plan(
         words["model"], tuple(words["tap"]), words["images"], args.out, recipe, n=words["n"], prompt=words["prompt"],
         cache=words["cache"] and Path(words["cache"]), states=words["states"], per_pass=words["per_pass"],
-        resume=args.resume, every=words["save_every"], device=args.device, dtype=words["dtype"], team=args.accelerate,
+        resume=args.resume, onto=words["onto"], every=words["save_every"], device=args.device, dtype=words["dtype"],
+        team=args.accelerate,
     )  # fmt: skip
     bars: dict[str, Bar] = {}
 

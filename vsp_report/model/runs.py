@@ -101,6 +101,7 @@ def train_taps(
     team: Team | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
+    onto: Mapping[str, Sae] | None = None,
     every: int = 500,
     check: Callable[[], None] = lambda: None,
     on_step: Callable[[dict[str, Step]], None] = lambda told: None,
@@ -108,15 +109,17 @@ def train_taps(
     """An SAE for every tap of the stream, all from the same rows.
 
     `asked`: what the run depends on, as plain data; a checkpoint is gone on from only if it says the same. `words`:
-    how that was said, to be repeated. A checkpoint is written `every` so many steps, and when `check`, called between
-    two steps, raises Stopped.
+    how that was said, to be repeated. `onto`: by tap, whose living latents are kept. A checkpoint is written `every` so
+    many steps, and when `check`, called between two steps, raises Stopped.
     """
     taps, known = stream.source.taps, None
     if resume:
         known, states = _read(checkpoint, asked, taps, team.size if team else 1)
         stream.go_to(known.positions[team.rank if team else 0])
     sample = stream.sample()
-    trainers = {tap: Trainer(recipe, sample[tap], device=device, team=team) for tap in taps}
+    trainers = {
+        tap: Trainer(recipe, sample[tap], device=device, team=team, onto=(onto or {}).get(tap)) for tap in taps
+    }
     curves: dict[str, list[list[float]]] = known.curves if known else {tap: [] for tap in taps}
     for tap in taps if known else ():
         trainers[tap].restore(states[tap])

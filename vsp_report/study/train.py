@@ -9,9 +9,10 @@ With a cache that is whole no model is loaded, where all taps are counted from 0
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,14 @@ from vsp_report.model.activation_cache import CachedRows, Identity, open_cache, 
 from vsp_report.model.checkpoints import save_sae
 from vsp_report.model.devices import check_device
 from vsp_report.model.runs import Stopped, Trained, device_named, stopping, train_taps
+from vsp_report.model.sae import Sae
 from vsp_report.model.streams import BUFFER_BATCHES, DTYPES, PictureRows, Source, Stream, trained_taps
-from vsp_report.model.taps import Tap
+from vsp_report.model.taps import WORD, Tap
 from vsp_report.model.training import Recipe, Step, UnusableRecipe
 from vsp_report.model.vlm import load_vlm
-from vsp_report.recording import folder_sha
+from vsp_report.recording import folder_sha, sha
 from vsp_report.study.image_sets import image_set
+from vsp_report.study.observe import load_sae
 
 CHECKPOINT = "checkpoint.safetensors"
 ANY_WIDTH = 1 << 20
@@ -49,6 +52,8 @@ class Plan:
     buffer: int = BUFFER_BATCHES
     """batches that are mixed"""
     resume: bool = False
+    onto: str = ""
+    """an SAE, or a run's folder with one for each tap, whose living latents are kept; "" for none"""
     every: int = 500
     device: str = "auto"
     dtype: str | None = None
@@ -80,7 +85,10 @@ def train(
     """Raises Stopped when it was asked to stop; then a checkpoint is in `plan.out`."""
     _check(plan)
     check_device(plan.device)
+    held = _held(plan)
     recipe, checkpoint = plan.recipe, plan.out / CHECKPOINT
+    if held:
+        recipe = replace(recipe, dead="revive")
     pictures = image_set(plan.images, plan.n)
     team = _team(plan)
     rank = team.rank if team else 0
@@ -90,6 +98,7 @@ def train(
     with stopping() as check, _recipes_faults():
         source, identity = _source(plan, pictures, device, team, check, on_progress)
         _check_free(plan, source.taps)  # once more: vision.-1 has a number now
+        onto = _first_lives(plan, held, source.taps)
         share = (rank, team.size if team else 1)
         batch = recipe.batch // share[1]
         # In a team, one that leaves its load would let the others wait for ever.
@@ -97,13 +106,14 @@ def train(
                         check=check if team is None else lambda: None)  # fmt: skip
         asked = {
             "model": identity.model, "images": identity.images, "taps": list(source.taps), "prompt": plan.prompt,
-            "states": plan.states, "per-pass": plan.per_pass, "buffer": plan.buffer, **_plain(recipe),
+            "states": plan.states, "per-pass": plan.per_pass, "buffer": plan.buffer,
+            "onto": {tap: _identity(sae) for tap, sae in onto.items()}, **_plain(recipe),
         }  # fmt: skip
         plan.out.mkdir(parents=True, exist_ok=True)
         done = _steps_told(on_progress, recipe.steps)
         trained = train_taps(
             stream, recipe, asked=asked, words=words, device=device, team=team, checkpoint=checkpoint,
-            resume=plan.resume, every=plan.every, check=check, on_step=done,
+            resume=plan.resume, onto=onto, every=plan.every, check=check, on_step=done,
         )  # fmt: skip
         folders = {tap: plan.out / tap for tap in trained}
         if rank == 0:
@@ -130,6 +140,39 @@ def _check(plan: Plan) -> None:
     _check_free(plan, taps)
     if plan.states not in DTYPES:
         raise InputError("--states", f"is {plan.states!r}", f"Expected one of {', '.join(DTYPES)}.")
+    if plan.onto and plan.recipe.architecture != "topk":
+        raise InputError("--onto", f"is for topk, and this is {plan.recipe.architecture}", "Leave one of them out.")
+    if plan.onto and plan.recipe.dead not in ("", "revive"):
+        raise InputError("--onto", f"revives the dead, and --dead is {plan.recipe.dead}", "Leave one of them out.")
+
+
+def _held(plan: Plan) -> dict[str, Sae]:
+    """What --onto names, by tap; "" if it does not say of which it is."""
+    if not plan.onto:
+        return {}
+    run = Path(plan.onto)
+    inside = [place for place in run.iterdir() if re.fullmatch(WORD, place.name)] if run.is_dir() else []
+    saes = [load_sae(place) for place in inside] or [load_sae(plan.onto)]
+    held = {sae.tap: sae for sae in saes}
+    numbered = [str(tap) for tap in map(Tap.parse, plan.taps) if (tap.layer or 0) >= 0]
+    _first_lives(plan, held, tuple(numbered))  # a wrong one is said before pictures are read
+    return held
+
+
+def _first_lives(plan: Plan, held: Mapping[str, Sae], taps: tuple[str, ...]) -> dict[str, Sae]:
+    """Of each tap, whose living latents are kept."""
+    if not held:
+        return {}
+    if len(taps) == 1 and "" in held:
+        return {taps[0]: held[""]}
+    if missing := [tap for tap in taps if tap not in held]:
+        fault = f"{plan.onto} holds none for {', '.join(missing)}"
+        raise InputError("--onto", fault, "Name a run's folder that has one for each tap.")
+    return {tap: held[tap] for tap in taps}
+
+
+def _identity(sae: Sae) -> str:
+    return sha(b"".join(tensor.numpy().tobytes() for tensor in sae.state_dict().values()))[:16]
 
 
 def _check_free(plan: Plan, taps: Iterable[str]) -> None:
