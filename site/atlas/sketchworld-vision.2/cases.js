@@ -1,1 +1,0 @@
-window.VSP_CASES={"cases":[],"latents":{}};
