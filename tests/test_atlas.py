@@ -75,6 +75,16 @@ def test_the_same_atlas_has_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in again.iterdir()} == before
 
 
+def test_an_atlas_that_did_not_change_keeps_its_pages_and_another_loses_them(saved: Path) -> None:
+    page = saved / "index.html"
+    page.write_text("a page of it")
+    atlas = rooms.load_atlas(saved)
+    rooms.save_atlas(saved.parent, atlas)
+    assert page.is_file()
+    rooms.save_atlas(saved.parent, replace(atlas, provenance=replace(atlas.provenance, seed=7)))
+    assert not page.exists() and rooms.load_atlas(saved).provenance.seed == 7
+
+
 def test_the_schema_comes_first(saved: Path) -> None:
     assert next(iter(json.loads((saved / "atlas.json").read_text()))) == "schema"
 

@@ -107,8 +107,10 @@ def save_atlas(parent: str | Path, atlas: Atlas) -> Path:
     hashes = {ARRAYS: sha(packed), **{name: sha(path.read_bytes()) for name, path in beside.items()}}
     data = to_plain(_Written(atlas, hashes))
     from_plain(_Written, data, "atlas")  # what cannot be read is not written
-    write_folder(parent / atlas.slug, {ARRAYS: packed, ATLAS: _json({**data["atlas"], "files": data["files"]})})
-    return parent / atlas.slug
+    folder, files = parent / atlas.slug, {ARRAYS: packed, ATLAS: _json({**data["atlas"], "files": data["files"]})}
+    if not all((folder / name).is_file() and (folder / name).read_bytes() == made for name, made in files.items()):
+        write_folder(folder, files)  # otherwise its pages, which go with a folder, are still its pages
+    return folder
 
 
 def _json(data: dict[str, Any]) -> bytes:

@@ -1,0 +1,1 @@
+window.VSP_CASES={"cases":[],"latents":{}};
