@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.render.recordings import EVIL, full, picture, save_all
 from vsp_report.errors import InputError
-from vsp_report.recording import load_recording, restate, save_recording
+from vsp_report.recording import load_recording, restate, save_recording, sha
 from vsp_report.render import drawn, site
 from vsp_report.render.ledger import JOURNAL, LEDGER
 
@@ -27,6 +27,14 @@ def files(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "recordings" not in path.relative_to(folder).parts
     }
+
+
+def test_the_committed_site_is_whole_and_small_enough(root: Path) -> None:
+    parts = json.loads((root / "site" / LEDGER).read_text())["parts"].values()
+    made = {path: sha256 for part in parts for path, sha256 in part["files"].items()}
+    there = {path: sha((root / "site" / path).read_bytes()) for path in made if (root / "site" / path).is_file()}
+    assert len(made) > 100 and there == made, "`vsp-report build --out site`, and commit what it wrote"
+    assert sum(path.stat().st_size for path in (root / "site").rglob("*") if path.is_file()) <= 20_000_000
 
 
 @pytest.fixture(scope="module")
