@@ -152,8 +152,10 @@ def _held(plan: Plan) -> dict[str, Sae]:
         return {}
     run = Path(plan.onto)
     inside = [place for place in run.iterdir() if re.fullmatch(WORD, place.name)] if run.is_dir() else []
-    saes = [load_sae(place) for place in inside] or [load_sae(plan.onto)]
-    held = {sae.tap: sae for sae in saes}
+    held = {place.name: load_sae(place) for place in inside}
+    if not held:
+        sae = load_sae(plan.onto)
+        held = {sae.tap: sae}
     numbered = [str(tap) for tap in map(Tap.parse, plan.taps) if (tap.layer or 0) >= 0]
     _first_lives(plan, held, tuple(numbered))  # a wrong one is said before pictures are read
     return held
