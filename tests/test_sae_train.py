@@ -176,7 +176,7 @@ def test_a_second_life_keeps_what_lives_and_goes_on_after_a_stop(cache, tmp_path
         (["--onto", "nowhere/at-all/x"], "nowhere/at-all"),
     ],
 )
-def test_what_nothing_can_be_trained_onto_is_said_at_once(cache, tmp_path, capsys, more: list[str], fault: str) -> None:
+def test_what_nothing_can_be_trained_onto_is_said(cache, tmp_path, capsys, more: list[str], fault: str) -> None:
     assert train(cache, tmp_path / "run", *more) == 2
     assert fault in capsys.readouterr().err
 

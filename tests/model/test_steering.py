@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import torch
 from tests.model.tiny_families import FAMILIES, picture, tiny
 from vsp_report.errors import CaseError, CheckpointError, ModelError, SteeringError, VspError
 from vsp_report.maths.edits import ALL, Contrast, Edit, Region, Steering
+from vsp_report.model import memory, taps
 from vsp_report.model import steering as module
-from vsp_report.model import taps
 from vsp_report.model.answers import log_odds
 from vsp_report.model.capture import capture
 from vsp_report.model.sae import ARCHITECTURES, Sae
@@ -128,6 +129,12 @@ def test_a_batch_is_its_rows_in_any_order(name: str, place: str) -> None:
             assert torch.allclose(numbers(one), numbers(other), atol=2e-4)
     # Also where nothing above reads the states again.
     assert all(abs(said.change) > 1e-4 for said in together.after)
+
+
+def test_a_batch_may_take_a_share_of_what_could_be_had_not_of_what_lies_idle(monkeypatch) -> None:
+    after_many_files = SimpleNamespace(total=64 << 30, available=24 << 30, free=1 << 20)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: after_many_files)
+    assert memory.free_bytes(torch.device("cpu")) == 12 << 30
 
 
 def dense(sae: Sae, z_RD: torch.Tensor, steering: Steering, meets: dict[Region | None, list[int]]) -> torch.Tensor:
